@@ -1,0 +1,1 @@
+"""One run of a pipeline: source, channels, segments, lineage. Knows nothing of what a stage computes."""

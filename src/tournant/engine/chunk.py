@@ -1,0 +1,116 @@
+"""A chunk on its way through a lane: what the lane's thread sees of a pool segment."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from tournant.engine.channel import Attempt
+from tournant.pool.lanes import Lane
+from tournant.pool.steps import Outbox, Part
+
+if TYPE_CHECKING:
+    from tournant.engine.pool_segment import PoolSegment
+
+
+class Chunk:
+    """Some items of one segment, out on a lane. A `tournant.pool.lanes.Job`.
+
+    Attributes:
+        items: items, or lists of items for ``map_batches``.
+        values: what the steps are called with, one per entry of `items`.
+        count: items in all.
+        attempt: where the chunk is something that comes back.
+        reported: entries of `items` that parts have told of.
+        children: children of the entry in work that have been passed on.
+        progress: when its lane last gave a sign of life; 0 before it began.
+        abandoned: nobody wants its results any more.
+    """
+
+    __slots__ = (
+        "abandoned", "announce", "attempt", "bytes", "children", "count", "finished", "gate", "hold", "items", "lane", "outbox",
+        "paused", "progress", "reported", "segment", "skip", "spec", "spent", "timed_out", "values",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        segment: PoolSegment,
+        items: list[Any],
+        values: list[Any],
+        *,
+        count: int,
+        attempt: Attempt | None = None,
+    ) -> None:
+        self.segment = segment
+        self.spec = segment.spec
+        self.items = items
+        self.values = values
+        self.count = count
+        self.attempt = attempt
+        self.skip = attempt.skip if attempt is not None else 0
+        self.hold = segment.flat and segment.retry is not None
+        #: Whether the worker says when it begins: a timeout must not count the start of a process.
+        self.announce = segment.timeout is not None
+        self.outbox: Outbox | None = None
+        self.lane: Lane | None = None
+        self.reported = 0
+        self.children = self.skip
+        self.spent = 0.0
+        self.finished = 0
+        self.progress = 0.0
+        self.paused = False
+        self.abandoned = False
+        self.timed_out = False
+        self.bytes = int(segment.bytes * count)
+        # One part may be under way before the lane has to wait for the loop's word.
+        self.gate = threading.Semaphore(1)
+
+    # On the lane's thread.
+
+    def began(self) -> None:
+        """Take the news that a worker has begun."""
+        self.progress = perf_counter()
+
+    def part(self, part: Part) -> None:
+        """Carry a part to the loop."""
+        self._post(self.segment.on_part, part)
+
+    def wanted(self) -> bool:
+        """Wait while a fan-out is held back; tell whether the rest is wanted."""
+        if self.segment.flat and not self.abandoned:
+            self.gate.acquire()
+        return not self.abandoned
+
+    def failed(self, error: BaseException) -> None:
+        """Carry the news that the chunk could not start."""
+        self._post(self.segment.on_failed, error)
+
+    def died(self, how: str) -> None:
+        """Carry the news that the worker died."""
+        self._post(self.segment.on_died, how)
+
+    def left(self) -> None:
+        """Carry the news that the lane has stopped because nobody wants the rest."""
+        self._post(self.segment.on_left)
+
+    def _post(self, callback: Any, *args: Any) -> None:
+        # A loop that is closed belongs to a cancelled run: whoever wanted this is gone.
+        with contextlib.suppress(RuntimeError):
+            self.segment.run.loop.call_soon_threadsafe(callback, self, *args)
+
+    # On the loop.
+
+    def abandon(self) -> None:
+        """Let the lane stop at the next chance."""
+        self.abandoned = True
+        self.gate.release()
+
+    def kill(self) -> bool:
+        """Kill the worker process that holds the chunk; False where it is a thread."""
+        kill = getattr(self.lane, "kill", None)
+        if kill is None:
+            return False
+        kill()
+        return True

@@ -1,0 +1,101 @@
+"""What a run knows of its failures: the records, the policies, and the error it ends with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tournant.errors import PipelineFailed, TooManyFailures, note, short
+from tournant.report import Failure, Report
+
+if TYPE_CHECKING:
+    from tournant.pipeline import Pipeline
+    from tournant.stages import Stage
+
+#: A share of failures is judged from this many inputs on, and at the end.
+_SHARE_FROM = 20
+
+
+class Failures:
+    """The failures of one run.
+
+    Attributes:
+        items: each item that failed for good.
+        fatal: what ended the run as a whole: its source, its ledger, too many failures.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._stopping = {
+            stage.name
+            for stage in pipeline.stages
+            if (stage.on_error or pipeline.on_error) == "stop"
+        }
+        self.items: list[Failure] = []
+        self.fatal: list[Exception] = []
+
+    def add(self, stage: Stage, key: object, error: Exception, attempts: int) -> Failure:
+        """Record that an item failed for good."""
+        tries = f", attempt {attempts} of {stage.retry.attempts}" if stage.retry is not None else ""
+        note(error, f"in stage {stage.name}, on input {short(key)}{tries}")
+        failure = Failure(stage.name, key, error, attempts)
+        self.items.append(failure)
+        return failure
+
+    def stops(self, stage: Stage) -> bool:
+        """Tell whether a failure in `stage` ends the run."""
+        return stage.name in self._stopping
+
+    def wants_retry(self, stage: Stage, error: Exception, count: int) -> bool:
+        """Ask the stage's policy; a predicate that raises counts as no, and says so."""
+        if stage.retry is None:
+            return False
+        try:
+            return stage.retry.wants(error, count)
+        except Exception as problem:
+            note(error, f"the predicate Retry(on=...) of stage {stage.name} raised {problem!r}")
+            return False
+
+    def too_many(self, failed: int, ended: int, *, final: bool = False) -> TooManyFailures | None:
+        """Return the error to end with if `failed` of `ended` inputs is more than the pipeline allows."""
+        limit = self._pipeline.max_failures
+        if limit is None or not failed:
+            return None
+        if isinstance(limit, float):
+            if not final and ended < _SHARE_FROM:
+                return None
+            over, said = failed > limit * ended, f"{limit:.1%} of the inputs"
+        else:
+            over, said = failed > limit, f"{limit} inputs"
+        if not over:
+            return None
+        return TooManyFailures(
+            f"{failed} of {ended} inputs failed, more than max_failures={said} allows; report.failures lists them"
+        )
+
+    def raise_for(self, report: Report) -> None:
+        """Raise what the run has to end with, if anything.
+
+        Raises:
+            PipelineFailed: items failed and the policy was to stop, or the run as a whole failed after items had.
+            TournantError: the run as a whole failed.
+        """
+        if not self.items:
+            if self.fatal:
+                error = self.fatal[0]
+                note(error, f"the run ended with {report.done:,} of {report.sourced:,} inputs done")
+                raise error
+            return
+        if not self.fatal and not any(failure.stage in self._stopping for failure in self.items):
+            return
+        distinct = {id(e): e for e in [*self.fatal, *(failure.error for failure in self.items)]}
+        first = self.items[0]
+        reason = f"{self.fatal[0]}: " if self.fatal else ""
+        failed = PipelineFailed(
+            f"{reason}{len(self.items):,} item(s) failed, the first in stage {first.stage} for input "
+            f"{short(first.key)}; {report.done:,} of {report.sourced:,} inputs are done, "
+            f'{report.interrupted:,} were interrupted. Use on_error="skip" to go on past failures, or '
+            "retry=tn.Retry() where they are transient",
+            list(distinct.values()),
+        )
+        failed.report, failed.failures = report, report.failures
+        raise failed

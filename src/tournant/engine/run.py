@@ -1,0 +1,517 @@
+"""One execution of a pipeline: what ties source, segments, pool, failures and counts together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine
+from itertools import pairwise
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from tournant import sync
+from tournant.engine import plan
+from tournant.engine.barriers import Barrier, Ordered
+from tournant.engine.budget import Budget, size_of
+from tournant.engine.channel import Channel
+from tournant.engine.failures import Failures
+from tournant.engine.lineage import ARRIVED, CLOSED, DROPPED, FAILED, Input, Item, inputs_of
+from tournant.engine.pool_segment import PoolSegment
+from tournant.engine.segment import Segment
+from tournant.engine.source import Source
+from tournant.engine.summary import build_report
+from tournant.errors import LostItems, RunClosed, SourceFailed, TournantError, short
+from tournant.pool import lanes
+from tournant.report import Report, RunSnapshot
+
+if TYPE_CHECKING:
+    from tournant.engine.bookkeeping import Bookkeeping
+    from tournant.pipeline import Pipeline
+    from tournant.stages import Stage
+
+#: Seconds between two looks after what nothing else wakes up for.
+_TICK = 0.05
+
+
+class Run:
+    """One run. Everything here happens on its loop, but for `drain`, `cancel`, `snapshot` and `slot_freed`.
+
+    Attributes:
+        collector: takes the value of each item that arrives, where the last stage is no sink.
+        results: the channel that a streaming consumer reads; ``None`` otherwise.
+        halted: nothing new starts any more.
+        closed: the run has ended and given everything back.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        inline: bool = False,
+        collector: Callable[[Any], None] | None = None,
+        stream: bool = False,
+        context: contextvars.Context | None = None,
+        nested: bool = False,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.pipeline = pipeline
+        self.inline = inline
+        self.collector = collector
+        self.context = context or contextvars.copy_context()
+        self.private_pool = (
+            nested and any(stage.on != "loop" for stage in pipeline.stages) and not inline
+        )
+        self.pool = lanes.Pool(1) if self.private_pool else lanes.shared()
+        self.budget = (
+            Budget(pipeline.memory_limit, self.loop) if pipeline.memory_limit is not None else None
+        )
+        self.halted = False
+        self.closed = False
+        self.draining = False
+        self.cancelled = False
+        self.done = self.failed = self.skipped = self.filtered = 0
+        self.outputs = 0
+        self.failures = Failures(pipeline)
+        self.warnings: list[str] = []
+        self.books: Bookkeeping | None = None
+        self.source_iterable: Any = None
+        self.total: int | None = None
+        self.began = perf_counter()
+        self.ended: float | None = None
+        self.report: Report | None = None
+        self.results: Channel | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._scheduled = False
+        self._wants_slot: dict[PoolSegment, float] = {}
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._moved = -1
+        self._loop_thread = threading.get_ident()
+        self.finished: asyncio.Future[None] = self.loop.create_future()
+
+        self.segments: list[Segment] = plan.build(self, pipeline.stages)
+        self.ordered = [segment for segment in self.segments if isinstance(segment, Ordered)]
+        barriers = [segment for segment in self.segments if isinstance(segment, Barrier)]
+        for barrier, following in pairwise(barriers):
+            barrier.next_barrier = following
+        self.first_barrier = barriers[0] if barriers else None
+        self.pool_segments = [s for s in reversed(self.segments) if isinstance(s, PoolSegment)]
+        for segment in self.segments:
+            segment.inbox = Channel(self.loop, segment.capacity())
+        for segment, following_segment in pairwise(self.segments):
+            segment.out = following_segment.inbox
+        if stream and not (pipeline.stages and pipeline.stages[-1].kind == "for_each"):
+            self.results = Channel(self.loop, 64)
+            if self.segments:
+                self.segments[-1].out = self.results
+        first = (
+            self.segments[0].inbox if self.segments else self.results or Channel(self.loop, 1 << 30)
+        )
+        self.source = Source(self, first)
+        self._open = len(self.segments) + 1
+
+    # Life.
+
+    async def start(self) -> None:
+        """Open the ledger, start the workers, begin to read the source."""
+        pipeline = self.pipeline
+        sync.hosts(self._loop_thread)
+        if pipeline.ledger is not None:
+            from tournant.engine.bookkeeping import Bookkeeping
+
+            books = Bookkeeping(
+                pipeline.ledger,
+                pipeline.version,
+                lambda error: self._threadsafe(self._fatal, error),
+            )
+            try:
+                await books.open()
+            except BaseException:
+                self._abort()
+                raise
+            self.books = books
+        try:
+            source = pipeline.source() if pipeline.source_is_factory else pipeline.source
+        except Exception as error:
+            self.source_failed(error)
+            source = ()
+        self.source_iterable = source
+        try:
+            self.total = len(source)
+        except TypeError:
+            self.total = None
+        self._prestart()
+        if self.budget is not None:
+            self.budget.on_room = self.schedule
+        for segment in self.segments:
+            segment.start()
+        if not self.segments and self.results is None:
+            self.spawn(self._discard(), "tournant discard")
+        self.spawn(self.source.feed(), "tournant source")
+        self._tick_handle = self.loop.call_later(_TICK, self._tick)
+
+    async def _discard(self) -> None:
+        """The pipeline without stages: every input arrives as it is."""
+        items = self.source.inbox.items
+        inbox = self.source.inbox
+        while True:
+            while items:
+                self.arrive(items.popleft())
+            if inbox.closed:
+                return
+            await inbox.wait_items()
+
+    def _prestart(self) -> None:
+        """Start processes, and build state, while the first items are being read."""
+        most = (
+            self.pool.slots.count if self.total is None else min(self.pool.slots.count, self.total)
+        )
+        for kind in ("threads", "processes"):
+            segments = [s for s in self.pool_segments if s.kind == kind]
+            if kind == "threads":
+                segments = [
+                    s for s in segments if any(stage.state is not None for stage in s.stages)
+                ]
+            if segments and most:
+                count = min(most, max(s.limit for s in segments))
+                self.pool.prestart(kind, count, [s.spec for s in reversed(segments)])
+
+    async def wait(self) -> None:
+        """Wait until every segment is done."""
+        await asyncio.shield(self.finished)
+
+    async def close(self) -> Report:
+        """Give everything back, check the sum, and return the report.
+
+        Raises:
+            LostItems: the inputs don't add up.
+            PipelineFailed: the run was stopped by failures.
+            TournantError: the source or the ledger failed.
+        """
+        if self.report is not None:
+            return self.report
+        self.ended = perf_counter()
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self.source.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+        stuck = sum(len(segment.stuck) for segment in self.pool_segments)
+        if stuck:
+            self.warnings.append(
+                f"{stuck} thread(s) still run a call that timed out; Python can't stop a thread, so use "
+                'on="processes" where calls may hang'
+            )
+        self.closed = True
+        sync.hosts_no_more(self._loop_thread)
+        self.pool.slots.forget(self)
+        specs = [segment.spec for segment in self.pool_segments]
+        stateful = [spec for spec in specs if any(step[2] is not None for step in spec.steps)]
+        if self.private_pool:
+            await asyncio.to_thread(self.pool.close)
+        else:
+            self.pool.forget(stateful or [])
+            self.pool.forget([spec for spec in specs if spec not in stateful])
+        self._check_share(final=True)
+        if self.books is not None:
+            try:
+                await self.books.flush()
+            except TournantError as error:
+                self.failures.fatal.append(error)
+        if self.budget is not None:
+            self.budget.open()
+        self.report = build_report(self)
+        if self.books is not None:
+            try:
+                await self.books.close(self.report)
+            except TournantError as error:
+                self.failures.fatal.append(error)
+        self._check_sum(self.report)
+        self.failures.raise_for(self.report)
+        return self.report
+
+    def _abort(self) -> None:
+        """Give up a run that could not even start."""
+        sync.hosts_no_more(self._loop_thread)
+        self.closed = True
+        if self.private_pool:
+            self.pool.close()
+
+    def _check_sum(self, report: Report) -> None:
+        ended = report.done + report.failed + report.skipped + report.filtered
+        stopped_early = self.halted or self.cancelled
+        if ended + report.interrupted != report.sourced or (
+            report.interrupted and not stopped_early
+        ):
+            raise LostItems(
+                f"{report.sourced} inputs went in, but {report.done} done + {report.failed} failed + {report.skipped} skipped + "
+                f"{report.filtered} filtered + {report.interrupted} interrupted came out. This is a bug in Tournant: please "
+                "report it with the pipeline's stages"
+            )
+
+    # Stopping early.
+
+    def drain(self) -> None:
+        """Take no more inputs and finish what is in flight. May be called from any thread."""
+        self._threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self.draining = True
+        self.source.stop()
+
+    def cancel(self) -> None:
+        """Give up what is in flight. May be called from any thread."""
+        self._threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.closed or self.cancelled:
+            return
+        self.cancelled = True
+        self._halt()
+        for segment in self.segments:
+            segment.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    def _halt(self) -> None:
+        """Start nothing new; what is in work may end."""
+        if self.halted:
+            return
+        self.halted = True
+        self.source.stop()
+        if self.budget is not None:
+            self.budget.open()
+        for segment in self.segments:
+            segment.halt()
+        if self.results is not None:
+            self.results.clear()
+            self.results.close()
+
+    def _threadsafe(self, callback: Callable[..., None], *args: Any) -> None:
+        if threading.get_ident() == self._loop_thread:
+            callback(*args)
+            return
+        try:
+            self.loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            if not self.closed:
+                raise RunClosed("the run's event loop is closed") from None
+
+    def _fatal(self, error: Exception) -> None:
+        """The run can't go on: its source or its ledger failed."""
+        if not any(error is known for known in self.failures.fatal):
+            self.failures.fatal.append(error)
+        self._halt()
+
+    def source_failed(self, error: Exception) -> None:
+        """The source raised: what came before goes through, then the run fails."""
+        if not isinstance(error, SourceFailed):
+            failed = SourceFailed(f"the source raised {type(error).__name__}: {error}")
+            failed.__cause__ = error
+            error = failed
+        self.failures.fatal.append(error)
+
+    # Tasks and slots.
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task that the run owns; if it raises, that is a bug and ends the run."""
+        task = self.loop.create_task(work, name=name, context=self.context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            assert error is not None
+            if not isinstance(error, Exception):
+                error = RuntimeError(repr(error))
+            self._fatal(error)
+            if not self.finished.done():
+                self.finished.set_result(None)
+
+    def segment_done(self) -> None:
+        """A segment (or the source) has passed on its last item."""
+        self._open -= 1
+        if self._open == 0 and not self.finished.done():
+            self.finished.set_result(None)
+
+    def schedule(self) -> None:
+        """Look for work that a slot could do, soon."""
+        if not self._scheduled and self.pool_segments:
+            self._scheduled = True
+            self.loop.call_soon(self._dispatch)
+
+    def slot_freed(self) -> None:
+        """Another run gave a slot back; called from any thread."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.schedule)
+
+    def _dispatch(self) -> None:
+        """Give slots to the segments closest to the sink that have work and room."""
+        self._scheduled = False
+        if self.closed:
+            return
+        wants = self._wants_slot
+        for segment in self.pool_segments:
+            while segment.ready():
+                if not segment.acquire():
+                    wants.setdefault(segment, perf_counter())
+                    break
+                since = wants.pop(segment, None)
+                if since is not None:
+                    segment.stats[0].wait_slot += perf_counter() - since
+                segment.dispatch()
+            else:
+                wants.pop(segment, None)
+        if not wants:
+            self.pool.slots.give_up(self)
+
+    # Items.
+
+    def size_of(self, value: Any) -> int:
+        """Estimate the bytes of a value."""
+        return size_of(value)
+
+    def enter(self, item: Item) -> None:
+        """Count the bytes of an item that comes from the source."""
+        assert self.budget is not None
+        item.size = size_of(item.value)
+        self.budget.add(item.size)
+
+    async def admit_child(self, child: Item, parent: Item) -> None:
+        """Wait until memory allows one more child of a fan-out."""
+        assert self.budget is not None
+        child.size = size_of(child.value)
+        await self.budget.admitted(child.size, parent=parent.size, child=True)
+        self.budget.add(child.size)
+
+    def change(self, item: Item, value: Any) -> None:
+        """Give an item the value that a stage made of it."""
+        item.value = value
+        if self.budget is not None:
+            size = size_of(value)
+            self.budget.add(size - item.size)
+            item.size = size
+
+    def end_item(self, item: Item, state: int) -> None:
+        """Count an item as ended."""
+        if self.budget is not None:
+            self.budget.add(-item.size)
+            item.size = 0
+        item.origin.end(state, self)
+
+    def arrive(self, item: Item) -> None:
+        """An item has come through the last stage."""
+        self.outputs += 1
+        if self.collector is not None:
+            self.collector(item.value)
+        self.end_item(item, ARRIVED)
+
+    def arrive_many(self, items: list[Item], values: list[Any] | None) -> None:
+        """Items have come through the last stage; `values` where somebody may want them."""
+        self.outputs += len(items)
+        if self.collector is not None and values is not None:
+            for value in values:
+                self.collector(value)
+        if self.budget is not None:
+            for item in items:
+                self.end_item(item, ARRIVED)
+            return
+        for item in items:
+            item.origin.end(ARRIVED, self)
+
+    def close_input(self, origin: Input) -> None:
+        """Every descendant of an input has ended: count its outcome."""
+        state = origin.state
+        if state & CLOSED:
+            raise LostItems(f"the input {short(origin.key)} ended twice. This is a bug in Tournant")
+        origin.state = state | CLOSED
+        if state & FAILED:
+            self.failed += 1
+            outcome = "failed"
+            if self.pipeline.max_failures is not None:
+                self._check_share()
+        elif state & DROPPED and not state & ARRIVED:
+            self.filtered += 1
+            outcome = "filtered"
+        else:
+            self.done += 1
+            outcome = "done"
+        if self.ordered:
+            for barrier in self.ordered:
+                barrier.input_closed(origin)
+        if self.books is not None and outcome != "failed":
+            self.books.settled(origin, outcome)
+
+    def window_moved(self) -> None:
+        """An ordered stage has released an input: the source may go on."""
+        self.source.window_moved()
+
+    # Failures.
+
+    def fail(self, item: Item, stage: Stage, error: Exception, attempts: int) -> None:
+        """An item has failed for good."""
+        failure = self.failures.add(stage, item.origin.key, error, attempts)
+        if self.books is not None:
+            for origin in inputs_of(item.origin):
+                if not origin.state & FAILED:
+                    self.books.failed(origin, failure)
+        self.end_item(item, FAILED)
+        if self.failures.stops(stage):
+            self._halt()
+
+    def _check_share(self, *, final: bool = False) -> None:
+        if self.failures.fatal:
+            return
+        error = self.failures.too_many(
+            self.failed, self.done + self.failed + self.filtered, final=final
+        )
+        if error is not None:
+            self._fatal(error)
+
+    # Looking at it.
+
+    def _tick(self) -> None:
+        now = perf_counter()
+        for segment in self.segments:
+            segment.tick(now)
+        self._relieve()
+        self._tick_handle = self.loop.call_later(_TICK, self._tick)
+
+    def _relieve(self) -> None:
+        """When the source waits and nothing moves, partial batches must go, or nothing ever will."""
+        stuck = self.source.waiting or (
+            self.budget is not None and (self.budget.waiting or self.budget.blocked)
+        )
+        moved = sum(
+            stats.left + stats.started for segment in self.segments for stats in segment.stats
+        )
+        if stuck and moved == self._moved and all(segment.idle() for segment in self.segments):
+            for segment in reversed(self.segments):
+                segment.relieve()
+        self._moved = moved
+
+    def snapshot(self) -> RunSnapshot:
+        """Return the run as it stands. May be called from any thread."""
+        stages = tuple(
+            stats.snapshot(segment.queued() if n == 0 else 0, segment.running(n))
+            for segment in self.segments
+            for n, stats in enumerate(segment.stats)
+        )
+        return RunSnapshot(
+            (self.ended or perf_counter()) - self.began,
+            self.total,
+            self.source.sourced,
+            self.done,
+            self.failed,
+            self.skipped,
+            self.filtered,
+            stages,
+        )

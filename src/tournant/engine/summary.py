@@ -1,0 +1,66 @@
+"""From a run's counts to its report: bottleneck, utilisation, ceiling.
+
+The stages of the pool share its cores, so together they are one resource whose demand is their summed busy time. A loop stage or a
+blocking stage is a resource of its own with as many servers as it has permits. The utilisation law (Denning and Buzen, 1978) says
+what throughput each resource allows: servers divided by seconds per input; the smallest is the ceiling.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from tournant.report import Report, StageReport
+
+if TYPE_CHECKING:
+    from tournant.engine.run import Run
+
+
+def build_report(run: Run) -> Report:
+    """Return the report of a run that has ended."""
+    duration = (run.ended or perf_counter()) - run.began
+    stages: list[StageReport] = []
+    pooled: list[StageReport] = []
+    single: list[StageReport] = []
+    for segment in run.segments:
+        for stats in segment.stats:
+            stage = stats.report(duration)
+            stages.append(stage)
+            if stage.on == "engine":
+                continue
+            shares_cores = segment.on in ("threads", "processes") and not getattr(
+                segment, "blocking", False
+            )
+            (pooled if shares_cores else single).append(stage)
+    cores = run.pool.slots.count
+    resources: list[tuple[float, float, str]] = []
+    if pooled and duration > 0:
+        busy = sum(stage.busy for stage in pooled)
+        resources.append(
+            (busy / (cores * duration), busy / cores, max(pooled, key=lambda s: s.busy).name)
+        )
+    resources += [
+        (s.busy / (s.limit * duration), s.busy / s.limit, s.name) for s in single if duration > 0
+    ]
+    ended = run.done + run.failed + run.filtered
+    bottleneck, utilisation, ceiling = None, 0.0, None
+    if resources and ended:
+        utilisation, seconds, bottleneck = max(resources)
+        ceiling = ended / seconds if seconds > 0 else None
+    return Report(
+        sourced=run.source.sourced,
+        done=run.done,
+        failed=run.failed,
+        skipped=run.skipped,
+        filtered=run.filtered,
+        interrupted=run.source.admitted - ended,
+        outputs=run.outputs,
+        failures=tuple(run.failures.items),
+        stages=tuple(stages),
+        duration=duration,
+        cores=cores,
+        bottleneck=bottleneck,
+        utilisation=min(1.0, utilisation),
+        ceiling=ceiling,
+        warnings=tuple(run.warnings),
+    )

@@ -1,0 +1,228 @@
+"""A run in progress, as its user sees it: iterate over its results, watch it, drain or cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tournant.engine.lineage import ARRIVED, Item
+from tournant.engine.run import Run
+from tournant.errors import RunClosed
+from tournant.report import Report, RunSnapshot
+from tournant.sync import LoopThread
+
+if TYPE_CHECKING:
+    from tournant.pipeline import Pipeline
+
+#: Results handed to a synchronous consumer at once.
+_FETCH = 256
+
+
+class RunHandle:
+    """A run in progress: what ``async with pipeline.open() as run`` gives.
+
+    Iterating gives the results. A result counts as done when the consumer comes back for the next one. Leaving the ``async
+    with`` before the end cancels the run.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, inline: bool, nested: bool) -> None:
+        self._pipeline = pipeline
+        self._inline = inline
+        self._nested = nested
+        self._run: Run | None = None
+        self._taken: Item | None = None
+
+    async def __aenter__(self) -> RunHandle:
+        """Start the run."""
+        if self._run is not None:
+            raise RunClosed(
+                "this run has been opened before; call pipeline.open() again for another run"
+            )
+        self._run = Run(self._pipeline, inline=self._inline, stream=True, nested=self._nested)
+        await self._run.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        """Cancel the run if it has not ended, and wait until nothing of it is left."""
+        run = self._running()
+        if run.report is not None:
+            return
+        self._acknowledge()
+        if not run.finished.done() or (run.results is not None and run.results.items):
+            run._cancel()
+        try:
+            await run.close()
+        except Exception:
+            if kind is None or issubclass(kind, GeneratorExit):
+                raise
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """Iterate over the results as they come."""
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next result; the one before counts as done now."""
+        run = self._running()
+        self._acknowledge()
+        results = run.results
+        if results is not None:
+            items = results.items
+            while not items and not results.closed:
+                await results.wait_items()
+            if items:
+                item = self._taken = items.popleft()
+                if (results.writers or results.room_wanted) and len(items) <= results.low:
+                    results.removed()
+                return item.value
+        await run.wait()
+        await run.close()
+        raise StopAsyncIteration
+
+    async def wait(self) -> Report:
+        """Wait for the end of a run whose results nobody iterates over; return its report."""
+        run = self._running()
+        if run.results is not None:
+            async for _ in self:
+                pass
+        await run.wait()
+        return await run.close()
+
+    @property
+    def report(self) -> Report:
+        """The report, once the run has ended.
+
+        Raises:
+            RunClosed: it has not ended yet.
+        """
+        report = self._running().report
+        if report is None:
+            raise RunClosed("the run has not ended yet; its report comes after the last result")
+        return report
+
+    def snapshot(self) -> RunSnapshot:
+        """Return the run's counts as they stand. May be called from any thread."""
+        return self._running().snapshot()
+
+    def drain(self) -> None:
+        """Take no more inputs and finish what is in flight. May be called from any thread."""
+        self._running().drain()
+
+    def cancel(self) -> None:
+        """Give up what is in flight. May be called from any thread."""
+        self._running().cancel()
+
+    def _running(self) -> Run:
+        if self._run is None:
+            raise RunClosed("the run has not been opened; use `async with pipeline.open() as run:`")
+        return self._run
+
+    def _acknowledge(self) -> None:
+        item, self._taken = self._taken, None
+        if item is not None:
+            run = self._running()
+            run.outputs += 1
+            run.end_item(item, ARRIVED)
+
+    # For synchronous consumers: several results by one hop between the threads.
+
+    async def _fetch(self, consumed: list[Item]) -> list[Item]:
+        """Count `consumed` as done and return the next results; none when the run has ended."""
+        run = self._running()
+        for item in consumed:
+            run.outputs += 1
+            run.end_item(item, ARRIVED)
+        results = run.results
+        if results is not None:
+            items = results.items
+            while not items and not results.closed:
+                await results.wait_items()
+            if items:
+                taken = [items.popleft() for _ in range(min(_FETCH, len(items)))]
+                results.removed()
+                return taken
+        await run.wait()
+        await run.close()
+        return []
+
+
+class Watched:
+    """What ``on_start`` receives: a run that somebody else waits for.
+
+    Its methods may be called from any thread.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def snapshot(self) -> RunSnapshot:
+        """Return the run's counts as they stand."""
+        return self._run.snapshot()
+
+    def drain(self) -> None:
+        """Take no more inputs and finish what is in flight."""
+        self._run.drain()
+
+    def cancel(self) -> None:
+        """Give up what is in flight."""
+        self._run.cancel()
+
+
+async def execute(
+    pipeline: Pipeline,
+    *,
+    inline: bool,
+    nested: bool,
+    collector: Callable[[Any], None] | None = None,
+    on_start: Callable[[Watched], None] | None = None,
+    started: Callable[[Run], None] | None = None,
+) -> Report:
+    """Run a pipeline to its end on the present loop."""
+    run = Run(pipeline, inline=inline, collector=collector, nested=nested)
+    if started is not None:
+        started(run)
+    await run.start()
+    try:
+        if on_start is not None:
+            on_start(Watched(run))
+        await run.wait()
+    except BaseException:
+        # The caller was cancelled, or its on_start raised.
+        run._cancel()
+        with contextlib.suppress(Exception):
+            await asyncio.shield(asyncio.ensure_future(run.close()))
+        raise
+    return await run.close()
+
+
+def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
+    """Iterate over a run's results from synchronous code."""
+    with LoopThread() as thread:
+        handle = RunHandle(pipeline, inline=inline, nested=nested)
+        thread.submit(handle.__aenter__()).result()
+        batch: list[Item] = []
+        consumed = 0
+        try:
+            while True:
+                batch = thread.submit(handle._fetch(batch)).result()
+                consumed = 0
+                if not batch:
+                    return
+                for item in batch:
+                    consumed += 1
+                    yield item.value
+        finally:
+
+            async def leave() -> None:
+                run = handle._running()
+                if run.report is None:
+                    # The one at which the consumer left has been seen, but it never came back for the next.
+                    for item in batch[: max(0, consumed - 1)]:
+                        run.outputs += 1
+                        run.end_item(item, ARRIVED)
+                    await handle.__aexit__(GeneratorExit, None, None)
+
+            thread.submit(leave()).result()

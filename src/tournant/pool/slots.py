@@ -1,0 +1,140 @@
+"""Slots: how many CPU-bound calls may run at once in this process, and how runs share them."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from tournant.errors import TournantError
+
+
+class Waiter(Protocol):
+    """Who waits for a slot: told when one may be free, from any thread."""
+
+    def slot_freed(self) -> None:
+        """Try `Slots.acquire` again."""
+
+
+class Slots:
+    """A count of cores that several runs draw on fairly.
+
+    A run that finds no slot is remembered and told when one comes free. While others wait, no run takes more
+    than its share.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._lock = threading.Lock()
+        self._held: dict[Waiter, int] = {}
+        self._waiting: dict[Waiter, None] = {}
+        self._taken = 0
+
+    def acquire(self, run: Waiter) -> bool:
+        """Take a slot for `run` if one is free and its share allows it; otherwise remember that it waits."""
+        with self._lock:
+            held = self._held.get(run, 0)
+            rivals = len(self._waiting.keys() | self._held.keys() | {run}) if self._waiting else 1
+            share = max(1, self.count // rivals) if self._waiting.keys() - {run} else self.count
+            if self._taken >= self.count or held >= share:
+                self._waiting[run] = None
+                return False
+            self._taken += 1
+            self._held[run] = held + 1
+            self._waiting.pop(run, None)
+            return True
+
+    def release(self, run: Waiter) -> None:
+        """Give a slot of `run` back."""
+        with self._lock:
+            self._taken -= 1
+            held = self._held[run] - 1
+            if held:
+                self._held[run] = held
+            else:
+                del self._held[run]
+            told = [waiter for waiter in self._waiting if waiter is not run]
+        for waiter in told:
+            waiter.slot_freed()
+
+    def give_up(self, run: Waiter) -> None:
+        """Stop waiting: `run` has nothing for a slot to do."""
+        with self._lock:
+            self._waiting.pop(run, None)
+
+    def forget(self, run: Waiter) -> None:
+        """Drop `run`, which has ended, with whatever it still holds."""
+        with self._lock:
+            self._waiting.pop(run, None)
+            self._taken -= self._held.pop(run, 0)
+            told = list(self._waiting)
+        for waiter in told:
+            waiter.slot_freed()
+
+
+def cores() -> int:
+    """Return how many cores this process may use.
+
+    That is the smallest of the CPU affinity, the cgroup's CPU quota (v1 and v2, rounded up) and the machine's cores.
+    ``TOURNANT_CORES`` overrides it.
+
+    Raises:
+        TournantError: ``TOURNANT_CORES`` is no whole number of 1 or more.
+    """
+    said = os.environ.get("TOURNANT_CORES")
+    if said is not None:
+        if not said.isdecimal() or int(said) < 1:
+            raise TournantError(
+                f"TOURNANT_CORES={said!r}: give a whole number of 1 or more, or unset it"
+            )
+        return int(said)
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinity.
+        count = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(count, math.ceil(quota))) if quota is not None else max(1, count)
+
+
+def _cgroup_quota(
+    root: Path = Path("/sys/fs/cgroup"), self_file: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Return the CPU quota in cores of this process's cgroup or the tightest of its ancestors."""
+    quotas: list[float] = []
+    try:
+        lines = self_file.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base = root
+        elif "cpu" in controllers.split(","):
+            base = root / "cpu"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        while True:
+            quota = _quota_of(folder)
+            if quota is not None:
+                quotas.append(quota)
+            if folder == base or base not in folder.parents:
+                break
+            folder = folder.parent
+    return min(quotas, default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        limit, period = (folder / "cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        limit = (folder / "cpu.cfs_quota_us").read_text()
+        period = (folder / "cpu.cfs_period_us").read_text()
+        return int(limit) / int(period) if int(limit) > 0 else None
+    except (OSError, ValueError):
+        return None

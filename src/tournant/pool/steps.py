@@ -1,0 +1,405 @@
+"""What a worker does with a chunk: run each value through the steps. The same code in threads and processes.
+
+Light on purpose (worker processes import it before their first item) and free of any knowledge of the engine.
+
+Results gather in an `Outbox` and leave as `Part`s: those of consecutive items, in order. The worker sends a part when the
+chunk ends, and before that whenever `FLUSH` seconds have passed. If one item takes long, somebody else (a thread of
+the worker process, or the loop) flushes the outbox meanwhile, so a finished result never waits for its chunk-mates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from types import CoroutineType
+from typing import Any
+
+from tournant.errors import BatchMismatch, ForgottenAwait, StageExit, short
+
+#: Seconds after which a worker sends what it has, though its chunk is not finished.
+FLUSH = 0.004
+
+Step = tuple[str, Callable[..., Any]]
+#: Gives, per item, a function that calls ``f(*args)`` in a context of its own.
+NewContext = Callable[[], Callable[..., Any]]
+
+
+class Failed:
+    """In place of a result: the step that raised and what it raised."""
+
+    __slots__ = ("error", "step")
+
+    def __init__(self, step: int, error: Exception) -> None:
+        self.step = step
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Failed, (self.step, self.error)
+
+
+class Dropped:
+    """In place of a result: the filter step that dropped the item."""
+
+    __slots__ = ("step",)
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dropped, (self.step,)
+
+
+class Part:
+    """Results of consecutive items of one chunk.
+
+    Attributes:
+        values: one entry per finished item: its result, `Failed` or `Dropped`; for ``map_batches`` a list with one entry
+            per row or `Failed`. For a ``flat_map`` the children of all items in a row.
+        ends: for a ``flat_map`` one entry per finished item: how many entries of `values` come before its end, and
+            ``None``, `Failed` or `Dropped`. Children behind the last end belong to the item still in work.
+        odd: whether any entry may be `Failed` or `Dropped`.
+        times: per step, the seconds of each call.
+        last: no part follows.
+    """
+
+    __slots__ = ("ends", "last", "odd", "times", "values")
+
+    def __init__(
+        self,
+        values: list[Any],
+        ends: list[Any] | None,
+        odd: bool,
+        times: list[list[float]],
+        last: bool,
+    ) -> None:
+        self.values = values
+        self.ends = ends
+        self.odd = odd
+        self.times = times
+        self.last = last
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Part, (self.values, self.ends, self.odd, self.times, self.last)
+
+
+class Outbox:
+    """Collects a chunk's results; any thread may flush what is there. Only the worker appends."""
+
+    __slots__ = (
+        "_lock",
+        "_send",
+        "_sent",
+        "_sent_ends",
+        "_timed",
+        "ends",
+        "last_flush",
+        "odd",
+        "times",
+        "values",
+    )
+
+    def __init__(self, steps: int, send: Callable[[Part], None], lock: Any, flat: bool) -> None:
+        self.values: list[Any] = []
+        self.ends: list[tuple[int, Any]] | None = [] if flat else None
+        self.odd = False
+        self.times: list[list[float]] = [[] for _ in range(steps)]
+        self.last_flush = perf_counter()
+        self._send = send
+        self._lock = lock
+        self._sent = 0
+        self._sent_ends = 0
+        self._timed = [0] * steps
+
+    def flush(self, last: bool = False) -> None:
+        """Send everything that has not been sent, blocking."""
+        with self._lock:
+            self._flush(last)
+
+    def flush_if_free(self) -> None:
+        """Send what has not been sent, unless a flush is under way."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._flush(False)
+            finally:
+                self._lock.release()
+
+    def _flush(self, last: bool) -> None:
+        ends: list[Any] | None = None
+        if self.ends is not None:
+            # Ends first: an end names only values that are there already.
+            ends = [(n - self._sent, what) for n, what in self.ends[self._sent_ends :]]
+            self._sent_ends += len(ends)
+        values = self.values[self._sent :]
+        if not last and not values and not ends:
+            return
+        self._sent += len(values)
+        times = []
+        for k, spent in enumerate(self.times):
+            new = spent[self._timed[k] :]
+            self._timed[k] += len(new)
+            times.append(new)
+        self.last_flush = perf_counter()
+        self._send(Part(values, ends, self.odd, times, last))
+
+
+def bind(steps: Sequence[tuple[str, Callable[..., Any], Any]]) -> tuple[list[Step], list[Any]]:
+    """Build each step's per-worker state and bind it to the callable.
+
+    Args:
+        steps: (kind, callable, `PerWorker` or None) per step.
+
+    Returns:
+        The steps as (kind, callable of one value), and the (close, state) pairs to close later.
+    """
+    bound: list[Step] = []
+    closing: list[Any] = []
+    for kind, fn, per_worker in steps:
+        if per_worker is None:
+            bound.append((kind, fn))
+            continue
+        state = per_worker.factory()
+        if per_worker.close is not None:
+            closing.append((per_worker.close, state))
+        bound.append((kind, WithState(fn, state)))
+    return bound, closing
+
+
+class WithState:
+    """A callable of one value that hands a state along."""
+
+    __slots__ = ("fn", "state")
+
+    def __init__(self, fn: Callable[..., Any], state: Any) -> None:
+        self.fn = fn
+        self.state = state
+
+    def __call__(self, value: Any) -> Any:
+        """Call the function with the value and the state."""
+        return self.fn(value, self.state)
+
+
+def run_chunk(
+    steps: Sequence[Step],
+    values: Sequence[Any],
+    out: Outbox,
+    wanted: Callable[[], bool] | None = None,
+    context: NewContext | None = None,
+    skip: int = 0,
+    hold: bool = False,
+) -> None:
+    """Run every value through `steps` into `out`, and flush it to the end.
+
+    Args:
+        steps: fused steps; only the last may be a ``flat_map``; ``map_batches`` stands alone.
+        values: the chunk's items; for ``map_batches`` each is a list of rows.
+        out: where results go.
+        wanted: asked after each flush; blocks while there is no room; False ends the chunk early.
+        context: makes a context for each call; ``None`` calls directly.
+        skip: children of the first item that were passed on by an earlier attempt.
+        hold: pass the children of an item on only when its generator has ended.
+    """
+    kind = steps[-1][0]
+    if kind == "flat_map":
+        finished = _run_flat(steps, values, out, wanted, context, skip, hold)
+    elif len(steps) == 1 and kind in ("map", "map_batches"):
+        finished = _run_single(steps[0], values, out, wanted, context)
+    else:
+        finished = _run_fused(steps, values, out, wanted, context)
+    if finished:
+        out.flush(last=True)
+
+
+def _run_single(
+    step: Step,
+    values: Sequence[Any],
+    out: Outbox,
+    wanted: Callable[[], bool] | None,
+    context: NewContext | None,
+) -> bool:
+    """Run one map or map_batches step: the common case, with nothing in the loop but the call and the clock."""
+    kind, fn = step
+    batches = kind == "map_batches"
+    clock = perf_counter
+    append, timed = out.values.append, out.times[0].append
+    began = clock()
+    due = began + FLUSH
+    for value in values:
+        try:
+            result = fn(value) if context is None else context()(fn, value)
+            if type(result) is CoroutineType:
+                raise _unawaited(result)
+            if batches:
+                result = checked_rows(result, len(value))
+        except BaseException as error:
+            out.odd = True
+            result = Failed(0, plain(error))
+        now = clock()
+        timed(now - began)
+        append(result)
+        began = now
+        if now > due:
+            out.flush()
+            if wanted is not None and not wanted():
+                return False
+            began = clock()
+            due = began + FLUSH
+    return True
+
+
+def _run_fused(
+    steps: Sequence[Step],
+    values: Sequence[Any],
+    out: Outbox,
+    wanted: Callable[[], bool] | None,
+    context: NewContext | None,
+) -> bool:
+    clock = perf_counter
+    due = clock() + FLUSH
+    for value in values:
+        out.values.append(_through(steps, value, out, context))
+        if clock() > due:
+            out.flush()
+            if wanted is not None and not wanted():
+                return False
+            due = clock() + FLUSH
+    return True
+
+
+def _through(steps: Sequence[Step], value: Any, out: Outbox, context: NewContext | None) -> Any:
+    """Run one value through plain steps; return its result, `Failed` or `Dropped`."""
+    clock = perf_counter
+    apply = context() if context is not None else None
+    began = clock()
+    for n, (kind, fn) in enumerate(steps):
+        try:
+            result = fn(value) if apply is None else apply(fn, value)
+            if type(result) is CoroutineType:
+                raise _unawaited(result)
+            keep = kind != "filter" or bool(result)
+        except BaseException as error:
+            out.odd = True
+            return Failed(n, plain(error))
+        now = clock()
+        out.times[n].append(now - began)
+        began = now
+        if kind == "map":
+            value = result
+        elif not keep:
+            out.odd = True
+            return Dropped(n)
+    return value
+
+
+def _run_flat(
+    steps: Sequence[Step],
+    values: Sequence[Any],
+    out: Outbox,
+    wanted: Callable[[], bool] | None,
+    context: NewContext | None,
+    skip: int,
+    hold: bool,
+) -> bool:
+    clock = perf_counter
+    ahead, fn = steps[:-1], steps[-1][1]
+    mine = len(steps) - 1
+    children, ends = out.values, out.ends
+    assert ends is not None
+    due = clock() + FLUSH
+    for value in values:
+        if ahead:
+            value = _through(ahead, value, out, context)  # noqa: PLW2901
+            if type(value) in (Failed, Dropped):
+                ends.append((len(children), value))
+                continue
+        apply = context() if context is not None else None
+        target: list[Any] = [] if hold else children
+        began = clock()
+        paused = 0.0
+        outcome: Failed | None = None
+        try:
+            result = fn(value) if apply is None else apply(fn, value)
+            if type(result) is CoroutineType:
+                raise _unawaited(result)
+            iterator: Any = iter(many(result))
+            closing = (
+                contextlib.closing(iterator)
+                if hasattr(iterator, "close")
+                else contextlib.nullcontext()
+            )
+            with closing:
+                while True:
+                    try:
+                        child = next(iterator) if apply is None else apply(next, iterator)
+                    except StopIteration:
+                        break
+                    if skip:
+                        skip -= 1
+                        continue
+                    target.append(child)
+                    if not hold and clock() > due:
+                        before = clock()
+                        out.flush()
+                        if wanted is not None and not wanted():
+                            return False
+                        now = clock()
+                        paused += now - before
+                        due = now + FLUSH
+            if hold:
+                children.extend(target)
+        except BaseException as error:
+            out.odd = True
+            outcome = Failed(mine, plain(error))
+        out.times[mine].append(clock() - began - paused)
+        ends.append((len(children), outcome))
+        skip = 0
+        if clock() > due:
+            out.flush()
+            if wanted is not None and not wanted():
+                return False
+            due = clock() + FLUSH
+    return True
+
+
+def checked_rows(result: Any, rows: int) -> list[Any]:
+    """Return the results of a batch as a list of `rows` entries, or raise `BatchMismatch`."""
+    try:
+        results = list(result)
+    except TypeError:
+        raise BatchMismatch(
+            f"the batch callable returned {short(result)} for {rows} items; return one result per item, in order"
+        ) from None
+    if len(results) != rows:
+        raise BatchMismatch(
+            f"the batch callable returned {len(results)} results for {rows} items; return one result per item, in order"
+        )
+    return results
+
+
+def many(result: Any) -> Iterable[Any]:
+    """Return `result` if it is an iterable of results; raise `TypeError` with the mend for a string or a scalar."""
+    if isinstance(result, (str, bytes)) or not hasattr(result, "__iter__"):
+        raise TypeError(
+            f"a flat_map callable returns an iterable of results or yields them, but this one gave {short(result)}; "
+            "wrap a single result in a list, or use .map()"
+        )
+    return result  # type: ignore[no-any-return]
+
+
+def _unawaited(result: Any) -> ForgottenAwait:
+    name = getattr(result, "__qualname__", "a coroutine")
+    result.close()
+    return ForgottenAwait(
+        f"the callable returned the coroutine {name}() that nobody awaits; make the callable an async def and await it there"
+    )
+
+
+def plain(error: BaseException) -> Exception:
+    """Return `error` if it is an `Exception`, else a `StageExit` that says what it was."""
+    if isinstance(error, Exception):
+        return error
+    wrapped = StageExit(
+        f"the stage raised {type(error).__name__}({error}), which would have ended the program"
+    )
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,243 @@
+"""What a run tells you: a `RunSnapshot` while it runs, a `Report` afterwards. Plain frozen data."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tournant.errors import short
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One item that failed for good.
+
+    Attributes:
+        stage: the stage's name.
+        key: the key of the input that the item descends from.
+        error: the exception of the last attempt.
+        attempts: how often it was tried.
+    """
+
+    stage: str
+    key: Any
+    error: Exception
+    attempts: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able data; the exception as its class name, message and traceback text."""
+        return {
+            "stage": self.stage,
+            "key": self.key if isinstance(self.key, (str, int)) else str(self.key),
+            "error": type(self.error).__name__,
+            "message": str(self.error),
+            "attempts": self.attempts,
+            "traceback": "".join(traceback.format_exception(self.error)),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StageSnapshot:
+    """One stage at one moment. Seconds are summed over the stage's workers.
+
+    Attributes:
+        name: the stage's name.
+        on: ``"loop"``, ``"threads"``, ``"processes"`` or ``"engine"`` (barriers and batchers).
+        items_in: items (batches count as their items) that the stage has begun.
+        items_out: items that it passed on or, for a sink, finished.
+        failed: items that failed here for good.
+        retried: attempts beyond each item's first.
+        queued: items waiting in front of it now.
+        running: items that it works on now.
+        busy: seconds spent inside the stage's callable.
+        limit: how many items (or batches) it may work on at once.
+    """
+
+    name: str
+    on: str
+    items_in: int
+    items_out: int
+    failed: int
+    retried: int
+    queued: int
+    running: int
+    busy: float
+    limit: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunSnapshot:
+    """A run at one moment: what a progress display needs.
+
+    Attributes:
+        elapsed: seconds since the run began.
+        total: the source's length where it is known.
+        sourced: inputs taken from the source so far.
+        done: inputs whose every descendant has come through.
+        failed: inputs with a failed descendant.
+        skipped: inputs that the ledger knew as done.
+        filtered: inputs that `filter` dropped.
+        stages: one `StageSnapshot` per stage, in order.
+    """
+
+    elapsed: float
+    total: int | None
+    sourced: int
+    done: int
+    failed: int
+    skipped: int
+    filtered: int
+    stages: tuple[StageSnapshot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What one stage did. Seconds are summed over its workers.
+
+    Attributes:
+        name: the stage's name.
+        on: where it ran.
+        items_in: items that it began (a batch counts as its items).
+        items_out: items that it passed on or, for a sink, finished.
+        failed: items that failed here for good.
+        retried: attempts beyond each item's first.
+        busy: seconds inside the callable. On the loop that includes what the call waited for.
+        wait_input: seconds in which the stage had a free worker and nothing to do.
+        wait_output: seconds in which finished items waited for room in the next channel.
+        wait_slot: seconds in which there was work and room but every core was taken.
+        wait_limit: seconds in which items waited for the stage's own concurrency or a retry.
+        p50: median seconds per call; for `map_batches` per batch.
+        p90: 90th percentile.
+        p99: 99th percentile.
+        limit: how many calls may run at once.
+        occupancy: ``busy / (limit * duration)``, the share of its capacity that it used.
+    """
+
+    name: str
+    on: str
+    items_in: int
+    items_out: int
+    failed: int
+    retried: int
+    busy: float
+    wait_input: float
+    wait_output: float
+    wait_slot: float
+    wait_limit: float
+    p50: float
+    p90: float
+    p99: float
+    limit: int
+    occupancy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did with every input. ``sourced`` is always the sum of the five outcomes.
+
+    Attributes:
+        sourced: inputs taken from the source.
+        done: inputs whose every descendant came through the last stage.
+        failed: inputs with at least one failed descendant.
+        skipped: inputs that the ledger knew as done and unchanged.
+        filtered: inputs that `filter` dropped entirely.
+        interrupted: inputs not finished when the run was stopped.
+        outputs: items that came out of the last stage.
+        failures: each failed item, in the order in which they failed.
+        stages: one `StageReport` per stage.
+        duration: seconds from start to end.
+        cores: the slots of the pool that the run's CPU stages shared.
+        bottleneck: the stage with the highest occupancy, or ``None`` when nothing ran.
+        utilisation: the share of the bottleneck's capacity that was used, 0 to 1; where CPU stages
+            share the cores this is the share of all cores.
+        ceiling: inputs per second that the measured demands allow at full use of the bottleneck, by the utilisation law
+            (Denning and Buzen, 1978).
+        warnings: what looked wrong, each with its mend.
+    """
+
+    sourced: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    filtered: int = 0
+    interrupted: int = 0
+    outputs: int = 0
+    failures: tuple[Failure, ...] = ()
+    stages: tuple[StageReport, ...] = ()
+    duration: float = 0.0
+    cores: int = 1
+    bottleneck: str | None = None
+    utilisation: float = 0.0
+    ceiling: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data that ``json.dumps`` takes."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        plain["failures"] = [failure.as_dict() for failure in self.failures]
+        plain["stages"] = [asdict(stage) for stage in self.stages]
+        plain["warnings"] = list(self.warnings)
+        return plain
+
+    def __str__(self) -> str:
+        """Return a table that a person reads, with the failures and warnings below it."""
+        head = (
+            f"{self.sourced:,} in: {self.done:,} done, {self.failed:,} failed, {self.skipped:,} skipped, "
+            f"{self.filtered:,} filtered, {self.interrupted:,} interrupted; {self.outputs:,} out "
+            f"in {_seconds(self.duration)}"
+        )
+        rows = [
+            ("stage", "on", "in", "out", "failed", "retried", "busy", "no input", "no room", "no slot",
+             "at limit", "p50", "p99", "occupied")
+        ]  # fmt: skip
+        rows += [
+            (
+                stage.name,
+                stage.on,
+                f"{stage.items_in:,}",
+                f"{stage.items_out:,}",
+                f"{stage.failed:,}",
+                f"{stage.retried:,}",
+                _seconds(stage.busy),
+                _seconds(stage.wait_input),
+                _seconds(stage.wait_output),
+                _seconds(stage.wait_slot),
+                _seconds(stage.wait_limit),
+                _seconds(stage.p50),
+                _seconds(stage.p99),
+                f"{stage.occupancy:.0%}",
+            )
+            for stage in self.stages
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [head]
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+            cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+            lines.append("  " + "  ".join(cells).rstrip())
+        if self.bottleneck is not None:
+            ceiling = f", ceiling {self.ceiling:,.1f} inputs/s" if self.ceiling else ""
+            lines.append(f"bottleneck: {self.bottleneck} at {self.utilisation:.0%}{ceiling}")
+        shown = self.failures[:10]
+        lines += [
+            f"failed: {short(f.key)} in {f.stage} after {f.attempts} attempt(s): "
+            f"{type(f.error).__name__}: {short(str(f.error), 200)}"
+            for f in shown
+        ]
+        if len(self.failures) > len(shown):
+            lines.append(
+                f"... and {len(self.failures) - len(shown):,} more failures in report.failures"
+            )
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+def _seconds(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f} s"
+    if value >= 1:
+        return f"{value:.1f} s"
+    if value >= 1e-3:
+        return f"{value * 1e3:.1f} ms"
+    return f"{value * 1e6:.0f} us"

@@ -1,0 +1,185 @@
+"""Running async code for synchronous callers: a loop of our own in a thread of its own, never the caller's.
+
+So it works in scripts, notebooks, GUI event handlers and worker threads alike. What it refuses is to wait, on a thread
+that runs one of our loops, for something that needs that very loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from tournant.errors import WouldDeadlock
+
+T = TypeVar("T")
+
+_hosting: dict[int, int] = {}
+_hosting_lock = threading.Lock()
+
+
+def hosts(thread: int) -> None:
+    """Remember that a run's loop runs on `thread`."""
+    with _hosting_lock:
+        _hosting[thread] = _hosting.get(thread, 0) + 1
+
+
+def hosts_no_more(thread: int) -> None:
+    """A run on `thread` has ended."""
+    with _hosting_lock:
+        left = _hosting.get(thread, 0) - 1
+        if left > 0:
+            _hosting[thread] = left
+        else:
+            _hosting.pop(thread, None)
+
+
+def refuse_deadlock(call: str, instead: str) -> None:
+    """Raise `WouldDeadlock` if this thread runs the loop of a run.
+
+    Args:
+        call: the call as the user wrote it, for the message.
+        instead: what to write in its place.
+    """
+    if threading.get_ident() in _hosting:
+        raise WouldDeadlock(
+            f"{call} waits for its result, but this thread runs the event loop of a Tournant run, which would stand still "
+            f'meanwhile. Use {instead} here, or move the call into a plain def stage (on="threads")'
+        )
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop: uvloop's where it is installed, else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class LoopThread:
+    """An event loop in a daemon thread, for as long as a ``with`` block.
+
+    `submit` schedules a coroutine on it from any other thread.
+    """
+
+    def __init__(self, name: str = "tournant-loop") -> None:
+        self._ready: concurrent.futures.Future[asyncio.AbstractEventLoop] = (
+            concurrent.futures.Future()
+        )
+        self._stop: asyncio.Event | None = None
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run,), name=name, daemon=True
+        )
+
+    def __enter__(self) -> LoopThread:
+        """Start the thread and wait for its loop."""
+        self._thread.start()
+        self.loop = self._ready.result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the loop and wait for the thread to end."""
+        stop = self._stop
+        if stop is not None:
+            self.loop.call_soon_threadsafe(stop.set)
+        self._thread.join(10.0)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run a coroutine on the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                runner.run(self._serve())
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            else:
+                raise
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        self._ready.set_result(asyncio.get_running_loop())
+        await self._stop.wait()
+
+
+def run(
+    make: Callable[[], Coroutine[Any, Any, T]],
+    on_interrupt: Callable[[], None] | None = None,
+    *,
+    here: bool = False,
+) -> T:
+    """Run a coroutine on a loop of its own in a thread of its own, and wait for its result.
+
+    Args:
+        make: makes the coroutine; called on the new loop's thread.
+        on_interrupt: called when KeyboardInterrupt arrives while waiting; the coroutine should then end soon. It gets ten seconds.
+        here: use the calling thread, if no loop runs in it.
+
+    Returns:
+        What the coroutine returned.
+    """
+
+    async def made() -> T:
+        return await make()
+
+    if here and not _loop_runs_here():
+        with asyncio.Runner() as runner:
+            return runner.run(made())
+    with LoopThread() as thread:
+        future = thread.submit(made())
+        try:
+            return future.result()
+        except BaseException:
+            # KeyboardInterrupt, or anything else that ends the waiting: nothing may go on behind the caller's back.
+            if not future.done():
+                if on_interrupt is not None:
+                    on_interrupt()
+                else:
+                    future.cancel()
+                concurrent.futures.wait([future], 10.0)
+            raise
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def iterate(source: AsyncIterable[T]) -> Iterator[T]:
+    """Iterate over an async iterable from synchronous code.
+
+    The iterable is advanced on a loop of its own. Leaving early closes it.
+
+    Raises:
+        WouldDeadlock: on a thread that runs the loop of a run.
+    """
+    refuse_deadlock("tournant.sync.iterate()", "async for")
+    with LoopThread() as thread:
+        iterator = aiter(source)
+
+        async def step() -> T:
+            return await anext(iterator)
+
+        try:
+            while True:
+                try:
+                    yield thread.submit(step()).result()
+                except StopAsyncIteration:
+                    return
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+
+                async def closing() -> None:
+                    await close()
+
+                thread.submit(closing()).result()
