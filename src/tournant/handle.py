@@ -158,6 +158,11 @@ class Watched:
     def __init__(self, run: Run) -> None:
         self._run = run
 
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody drained or cancelled the run before its source had ended."""
+        return self._run.draining or self._run.cancelled
+
     def snapshot(self) -> RunSnapshot:
         """Return the run's counts as they stand."""
         return self._run.snapshot()

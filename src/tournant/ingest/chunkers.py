@@ -22,7 +22,8 @@ Unit = Literal["characters", "tokens"]
 
 DEFAULT_SIZE: dict[Unit, int] = {"characters": 800, "tokens": 250}
 DEFAULT_OVERLAP: dict[Unit, int] = {"characters": 100, "tokens": 30}
-_MARKDOWN = "text/markdown"
+# Office documents are read as Markdown.
+_MARKDOWN = ("text/markdown", "application/vnd.openxmlformats-officedocument.")
 # The splitter's time grows faster than the text (quadratically for one long line): give it windows.
 _WINDOW = 32_768
 _BREAKS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"\s"))
@@ -124,7 +125,7 @@ class SemanticChunker:
         """Cut a document; see `Chunker.chunk`."""
         if self._plain is None:
             self._load()
-        splitter = self._markdown if document.media_type == _MARKDOWN else self._plain
+        splitter = self._markdown if document.media_type.startswith(_MARKDOWN) else self._plain
         starts: list[int] = []
         ends: list[int] = []
         for offset, window in _windows(document.text):

@@ -102,3 +102,20 @@ class WriterLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def is_being_written(directory: str) -> bool:
+    """Tell whether some process holds the right to write to an index, without taking it."""
+    try:
+        file = os.open(os.path.join(directory, "writer.lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False

@@ -7,6 +7,12 @@ import re
 
 from tournant.ingest.readers.sniffing import wide_encoding
 
+# Encodings of old mainframes and Macintoshes: as guesses they are wrong far more often than right.
+_RARE = (
+    "cp037 cp273 cp424 cp500 cp875 cp1026 cp1140 hz mac_cyrillic mac_greek mac_iceland mac_latin2 mac_roman "
+    "mac_turkish ptcp154 kz1048 hp_roman8 cp437 cp720 cp737 cp775 cp850 cp852 cp855 cp857 cp858 cp860 cp861 "
+    "cp862 cp863 cp864 cp865 cp869 cp1125 cp1006"
+).split()
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _GUESS_BYTES = 64 << 10
 _DAMAGED_SHARE = 0.2  # of what isn't ASCII: with fewer bad characters it is UTF-8 with damage
@@ -51,5 +57,6 @@ def _guess(data: bytes) -> str:
     # The bytes that matter are the odd ones: guess from around the first of them.
     odd = _NOT_ASCII.search(data)
     start = max(0, odd.start() - _GUESS_BYTES // 2) if odd else 0
-    best = from_bytes(data[start : start + _GUESS_BYTES]).best()
+    sample = data[start : start + _GUESS_BYTES]
+    best = from_bytes(sample, cp_exclusion=_RARE).best()
     return best.encoding if best is not None else "cp1252"

@@ -29,17 +29,16 @@ _NAVIGATION = "[role=navigation],[role=search],[hidden]"
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
 
 _PREFORMATTED = re.compile(rb"(</?pre\b[^>]*>)", re.IGNORECASE)
+# A form feed is white space to HTML, so it can stand anywhere, and no page has it for itself.
 _NEW_LINE = re.compile(
-    rb"<(?=/?(?:[pb]r?|div|li|[uod]l|d[td]|h[1-6r]|table|t[rh]|section|article|aside|main|header|blockquote|pre|"
+    rb"<(?=/?(?:p|br|div|li|[uod]l|d[td]|h[1-6r]|table|t[rh]|section|article|aside|main|header|blockquote|pre|"
     rb"fig\w+|form|fieldset|details|summary|address|caption|body|title)[\s/>])",
     re.IGNORECASE,
 )
-_NEW_PARAGRAPH = re.compile(rb"\n<(?=p[ >]|h[1-6]|pre|table|[uod]l[ >]|section|blockquote)")
+_NEW_PARAGRAPH = re.compile(rb"\f<(?=/?(?:p|h[1-6]|table|[uod]l|section|blockquote)[ />])")
 _CELL = re.compile(rb"<(?=td[\s>])", re.IGNORECASE)
 
-_SPACED_BREAKS = re.compile("\n(?:[ \xa0\t]+\n)+")
-_TRAILING = re.compile("[ \xa0\t]+\n")
-_LEADING = re.compile("\n (?! )")
+_BREAK = re.compile("[ \xa0\t\n\f]*\f(?: (?! ))?")
 _BLANKS = re.compile("\n{3,}")
 
 
@@ -83,24 +82,25 @@ def _as_utf8(data: bytes) -> bytes:
 
 
 def _lay_out(data: bytes) -> bytes:
-    """Turn the source's own line ends into spaces, except in ``<pre>``, and put one before each block."""
+    """Turn the source's own line ends into spaces, except in ``<pre>``, and mark where blocks begin and end."""
     parts = _PREFORMATTED.split(data)  # text and tags in turn, so no page makes this quadratic
     inside = False
     for n, part in enumerate(parts):
         if n % 2:
             opens = part[1:2] != b"/"
             if opens != inside:
-                parts[n] = b"\n\n" + part if opens else part + b"\n"
+                parts[n] = b"\n\f" + part if opens else part + b"\n\f"
             inside = opens
         elif not inside:
-            lines = _NEW_LINE.sub(b"\n<", b" ".join(part.split()))
+            lines = _NEW_LINE.sub(b"\f<", b" ".join(part.split()))
             # split() dropped the spaces at the ends, which may have stood beside inline text.
-            parts[n] = b" " + _CELL.sub(b" <", _NEW_PARAGRAPH.sub(b"\n\n<", lines)) + b" "
+            parts[n] = b" " + _CELL.sub(b" <", _NEW_PARAGRAPH.sub(b"\n\f<", lines)) + b" "
     return b"".join(parts)
 
 
 def _tidy(text: str) -> str:
-    text = _SPACED_BREAKS.sub("\n", text)
-    text = _TRAILING.sub("\n", text)
-    text = _LEADING.sub("\n", text)
-    return _BLANKS.sub("\n\n", text).strip()
+    return _BLANKS.sub("\n\n", _BREAK.sub(_line_end, text)).strip()
+
+
+def _line_end(run: re.Match[str]) -> str:
+    return "\n\n" if "\n" in run.group() else "\n"

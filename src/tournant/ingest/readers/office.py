@@ -44,7 +44,7 @@ class OfficeReader:
                 raise MissingExtra(
                     f"reading {suffix} files", f"markitdown[{suffix[1:]}]", "office"
                 ) from error
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip(" -")
             raise UnreadableFile(
                 source, f"the document is damaged or encrypted ({reason})"
             ) from error
