@@ -141,7 +141,8 @@ class Run:
             self.total = len(source)
         except TypeError:
             self.total = None
-        self._prestart()
+        if self.books is None:
+            self.prestart()
         if self.budget is not None:
             self.budget.on_room = self.schedule
         for segment in self.segments:
@@ -162,7 +163,7 @@ class Run:
                 return
             await inbox.wait_items()
 
-    def _prestart(self) -> None:
+    def prestart(self) -> None:
         """Start processes, and build state, while the first items are being read."""
         most = (
             self.pool.slots.count if self.total is None else min(self.pool.slots.count, self.total)

@@ -208,6 +208,8 @@ class Source:
                 run.skipped += 1
                 continue
             await books.room()
+            if not self.admitted:
+                run.prestart()
             await self._put(entry)
 
     async def _put(self, entry: _Entry) -> None:

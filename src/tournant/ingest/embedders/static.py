@@ -128,7 +128,8 @@ class _Model:
         plain = []
         for number, text in enumerate(texts):
             if self._divisible and not any(special in text for special in self._specials):
-                plain.append((number, text))
+                # To the tokenizer both are a space; to the pieces only one is.
+                plain.append((number, text.replace(_SPACE, " ")))
             else:
                 self._sum_whole(text, sums[number])
         self._words.add(plain, sums)
