@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class TournantError(Exception):
-    """The root: everything that Tournant raises by itself derives from it."""
+    """The root: everything that Tournant raises by itself derives from it.
+
+    Attributes:
+        report: where the error ended a run, the run's `Report`; otherwise ``None``.
+    """
+
+    report: Report | None = None
 
 
 class InvalidPipeline(TournantError, ValueError):
@@ -28,11 +34,9 @@ class PipelineFailed(ExceptionGroup[Exception], TournantError):
     and key.
 
     Attributes:
-        report: the run's `Report`, with every count as it stood when the run ended.
         failures: the `Failure` records, in the order in which they happened.
     """
 
-    report: Report | None = None
     failures: Sequence[Failure] = ()
 
     def derive(self, excs: Sequence[Exception]) -> PipelineFailed:  # type: ignore[override]

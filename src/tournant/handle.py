@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,13 @@ class RunHandle:
                 "this run has been opened before; call pipeline.open() again for another run"
             )
         self._run = Run(self._pipeline, inline=self._inline, stream=True, nested=self._nested)
-        await self._run.start()
+        try:
+            await self._run.start()
+        except BaseException:
+            self._run._cancel()
+            with contextlib.suppress(Exception):
+                await self._run.close()
+            raise
         return self
 
     async def __aexit__(
@@ -51,7 +56,8 @@ class RunHandle:
         run = self._running()
         if run.report is not None:
             return
-        self._acknowledge()
+        if not run.closing:
+            self._acknowledge()
         if not run.finished.done() or (run.results is not None and run.results.items):
             run._cancel()
         try:
@@ -75,6 +81,7 @@ class RunHandle:
                 await results.wait_items()
             if items:
                 item = self._taken = items.popleft()
+                run.consuming = True
                 if (results.writers or results.room_wanted) and len(items) <= results.low:
                     results.removed()
                 return item.value
@@ -124,6 +131,7 @@ class RunHandle:
         item, self._taken = self._taken, None
         if item is not None:
             run = self._running()
+            run.consuming = False
             run.outputs += 1
             run.end_item(item, ARRIVED)
 
@@ -132,6 +140,7 @@ class RunHandle:
     async def _fetch(self, consumed: list[Item]) -> list[Item]:
         """Count `consumed` as done and return the next results; none when the run has ended."""
         run = self._running()
+        run.consuming = False
         for item in consumed:
             run.outputs += 1
             run.end_item(item, ARRIVED)
@@ -142,6 +151,7 @@ class RunHandle:
                 await results.wait_items()
             if items:
                 taken = [items.popleft() for _ in range(min(_FETCH, len(items)))]
+                run.consuming = True
                 results.removed()
                 return taken
         await run.wait()
@@ -189,16 +199,16 @@ async def execute(
     run = Run(pipeline, inline=inline, collector=collector, nested=nested)
     if started is not None:
         started(run)
-    await run.start()
     try:
+        await run.start()
         if on_start is not None:
             on_start(Watched(run))
         await run.wait()
     except BaseException:
-        # The caller was cancelled, or its on_start raised.
+        # It could not start, the caller was cancelled, or its on_start raised.
         run._cancel()
         with contextlib.suppress(Exception):
-            await asyncio.shield(asyncio.ensure_future(run.close()))
+            await run.close()
         raise
     return await run.close()
 
@@ -212,8 +222,8 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
         consumed = 0
         try:
             while True:
-                batch = thread.submit(handle._fetch(batch)).result()
-                consumed = 0
+                consumed, done, batch = 0, batch, []
+                batch = thread.submit(handle._fetch(done)).result()
                 if not batch:
                     return
                 for item in batch:
@@ -223,7 +233,7 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
 
             async def leave() -> None:
                 run = handle._running()
-                if run.report is None:
+                if not run.closing:
                     # The one at which the consumer left has been seen, but it never came back for the next.
                     for item in batch[: max(0, consumed - 1)]:
                         run.outputs += 1

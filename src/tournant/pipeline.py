@@ -47,7 +47,7 @@ class Pipeline:
     """
 
     __slots__ = (
-        "fingerprint", "is_async_source", "key", "ledger", "max_failures", "memory_limit", "on_error", "source",
+        "fingerprint", "key", "ledger", "max_failures", "memory_limit", "on_error", "source",
         "source_is_factory", "stages", "version",
     )  # fmt: skip
 
@@ -100,7 +100,6 @@ class Pipeline:
         set_ = object.__setattr__
         set_(self, "source", source)
         set_(self, "source_is_factory", factory)
-        set_(self, "is_async_source", is_async)
         set_(self, "key", key)
         set_(self, "fingerprint", fingerprint)
         set_(self, "ledger", ledger)
@@ -112,7 +111,6 @@ class Pipeline:
 
     source: Any
     source_is_factory: bool
-    is_async_source: bool
     key: Callable[[Any], Any] | None
     fingerprint: Callable[[Any], Any] | None
     ledger: Ledger | None
@@ -443,9 +441,10 @@ class Pipeline:
         nested = _nested()
         runs: list[Any] = []
 
-        def interrupted() -> None:
+        def interrupted() -> bool:
             for run in runs:
                 run.cancel()
+            return bool(runs)
 
         return sync.run(
             lambda: execute(

@@ -6,9 +6,11 @@ import functools
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
 
-from tournant.errors import PipelineFailed
+from tournant.errors import InvalidPipeline, PipelineFailed, short
 from tournant.pipeline import Pipeline
 from tournant.report import Report
+from tournant.stages import callable_name, is_coroutine_callable
+from tournant.sync import refuse_deadlock
 
 
 def map(
@@ -27,8 +29,15 @@ def map(
         options: as for `Pipeline.map`.
 
     Raises:
+        InvalidPipeline: an option can't be as it was given.
         PipelineFailed: a call failed. Use a `Pipeline` with ``on_error="skip"`` to go on past failures.
     """
+    if options.get("on_error") == "skip":
+        raise InvalidPipeline(
+            'tn.map(on_error="skip"): a list with holes would not line up with its items; use '
+            'tn.Pipeline(items, on_error="skip").map(fn) and look at report.failures, or catch the error in fn'
+        )
+    refuse_deadlock("tn.map()", "`await tn.Pipeline(items).map(fn).ordered().acollect()`")
     return Pipeline(items).map(fn, **options).ordered(window).collect()
 
 
@@ -39,6 +48,7 @@ def for_each(
 
     Arguments and errors as for `map`.
     """
+    refuse_deadlock("tn.for_each()", "`await tn.Pipeline(items).for_each(fn).arun()`")
     return Pipeline(items).for_each(fn, **options).run()
 
 
@@ -53,32 +63,28 @@ def run(fn: Callable[..., Any], *args: Any, on: Any = None, **options: Any) -> A
         on: where, as for `Pipeline.map`.
         options: as for `Pipeline.map`.
     """
-    pipeline = Pipeline([args]).map(
-        _spreading(fn), on=on, name=getattr(fn, "__name__", None), **options
-    )
+    refuse_deadlock("tn.run()", "`await tn.arun()`")
     try:
-        return pipeline.collect()[0]
+        return _one_call(fn, args, on, options).collect()[0]
     except PipelineFailed as failed:
         raise failed.exceptions[0] from None
 
 
 async def arun(fn: Callable[..., Any], *args: Any, on: Any = None, **options: Any) -> Any:
     """Call ``fn(*args)`` on the pool from async code; see `run`."""
-    pipeline = Pipeline([args]).map(
-        _spreading(fn), on=on, name=getattr(fn, "__name__", None), **options
-    )
     try:
-        return (await pipeline.acollect())[0]
+        return (await _one_call(fn, args, on, options).acollect())[0]
     except PipelineFailed as failed:
         raise failed.exceptions[0] from None
 
 
-def _spreading(fn: Callable[..., Any]) -> Callable[..., Any]:
-    from tournant.stages import is_coroutine_callable
-
-    if is_coroutine_callable(fn):
-        return functools.partial(_spread_async, fn)
-    return functools.partial(_spread, fn)
+def _one_call(
+    fn: Callable[..., Any], args: tuple[Any, ...], on: Any, options: dict[str, Any]
+) -> Pipeline:
+    if not callable(fn):
+        raise InvalidPipeline(f"tn.run({short(fn)}): give a callable and its arguments")
+    spread = functools.partial(_spread_async if is_coroutine_callable(fn) else _spread, fn)
+    return Pipeline([args]).map(spread, on=on, **{"name": callable_name(fn), **options})
 
 
 def _spread(fn: Callable[..., Any], args: tuple[Any, ...], *state: Any) -> Any:

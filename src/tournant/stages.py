@@ -148,7 +148,9 @@ def calling_stage(
     if on == "processes":
         _must_travel(where, fn)
         if state is not None:
-            _must_travel(f"{where}: state", state.factory)
+            _must_travel(f"{where}: state=PerWorker(factory)", state.factory)
+            if state.close is not None:
+                _must_travel(f"{where}: state=PerWorker(close=)", state.close)
     return Stage(
         kind=kind,
         name=_name(name, fn, where),

@@ -110,7 +110,7 @@ class LoopThread:
 
 def run(
     make: Callable[[], Coroutine[Any, Any, T]],
-    on_interrupt: Callable[[], None] | None = None,
+    on_interrupt: Callable[[], bool] | None = None,
     *,
     here: bool = False,
 ) -> T:
@@ -119,6 +119,7 @@ def run(
     Args:
         make: makes the coroutine; called on the new loop's thread.
         on_interrupt: called when KeyboardInterrupt arrives while waiting; the coroutine should then end soon. It gets ten seconds.
+            If it returns False, or there is none, the coroutine is cancelled.
         here: use the calling thread, if no loop runs in it.
 
     Returns:
@@ -138,9 +139,7 @@ def run(
         except BaseException:
             # KeyboardInterrupt, or anything else that ends the waiting: nothing may go on behind the caller's back.
             if not future.done():
-                if on_interrupt is not None:
-                    on_interrupt()
-                else:
+                if on_interrupt is None or not on_interrupt():
                     future.cancel()
                 concurrent.futures.wait([future], 10.0)
             raise

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -95,3 +97,22 @@ def test_outside_the_main_thread_it_watches_for_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [before, False]
+
+
+END = """
+import os, signal
+from tournant.cli.signals import end_on_signals
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+end_on_signals(130)
+os.kill(os.getpid(), signal.SIGTERM)
+print("still here", flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+print("no longer")
+"""
+
+
+def test_while_the_program_ends_another_ctrl_c_ends_it_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", END], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "still here\n", "")

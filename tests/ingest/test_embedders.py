@@ -102,19 +102,21 @@ class TestOnnx:
         with pytest.raises(EmbedderUnavailable, match=r"'model.onnx' \(the model\) is missing"):
             make(f"onnx:{tmp_path}")
         (tmp_path / "model.onnx").write_bytes(b"")
-        with pytest.raises(EmbedderUnavailable, match=r"'tokenizer.json' \(its tokenizer\) is missing"):
+        with pytest.raises(
+            EmbedderUnavailable, match=r"'tokenizer.json' \(its tokenizer\) is missing"
+        ):
             make(f"onnx:{tmp_path}")
 
     def test_damaged_files_are_named(self, tmp_path: Path, minilm: Path) -> None:
         (tmp_path / "model.onnx").write_bytes(b"no model")
         (tmp_path / "tokenizer.json").write_text("{}")
-        with pytest.raises(EmbedderUnavailable, match="tokenizer.json' can't be used"):
+        with pytest.raises(EmbedderUnavailable, match=r"tokenizer\.json' can't be used"):
             make(f"onnx:{tmp_path}").embed(["x"])
         (tmp_path / "tokenizer.json").write_bytes((minilm / "tokenizer.json").read_bytes())
-        with pytest.raises(EmbedderUnavailable, match="model.onnx' can't be used"):
+        with pytest.raises(EmbedderUnavailable, match=r"model\.onnx' can't be used"):
             make(f"onnx:{tmp_path}").embed(["x"])
         (tmp_path / "tokenizer.json").write_text("not JSON")
-        with pytest.raises(EmbedderUnavailable, match="tokenizer.json"):
+        with pytest.raises(EmbedderUnavailable, match=r"tokenizer\.json"):
             make(f"onnx:{tmp_path}")
 
     def test_a_model_of_another_kind_is_refused(self, tmp_path: Path, minilm: Path) -> None:
@@ -123,7 +125,9 @@ class TestOnnx:
         with pytest.raises(EmbedderUnavailable, match="it is no encoder of texts"):
             make(f"onnx:{tmp_path}").load()  # type: ignore[attr-defined]
 
-    def test_missing_packages_name_the_extra(self, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_packages_name_the_extra(
+        self, minilm: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(MissingExtra, match=r"tournant\[ingest\]"):
             make(f"onnx:{minilm}").embed(["x"])

@@ -10,7 +10,9 @@ GERMAN = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. "
 RUSSIAN = "Съешь ещё этих мягких французских булок, да выпей же чаю. " * 5
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
 def test_unicode_is_recognised(encoding: str) -> None:
     assert decode(GERMAN.encode(encoding)) == GERMAN
 

@@ -24,6 +24,7 @@ def test_only_what_a_reader_sees_is_kept() -> None:
 def test_blocks_are_lines_and_inline_markup_is_not() -> None:
     assert text("<p>one<p>t<i>w</i>o<ul><li>a</li><li>b</li></ul>") == "one\n\ntwo\n\na\nb"
     assert text("a<br>b<br/>c") == "a\nb\nc"
+    assert text("<p>9.1.&nbsp;Title&nbsp;<p>&nbsp;") == "9.1. Title"
     assert text("<table><tr><td>1</td><td>2</td></tr><tr><td>3</td></tr></table>") == "1 2\n3"
     assert text("<P>Upper</P><P>CASE</P>").split() == ["Upper", "CASE"]
 

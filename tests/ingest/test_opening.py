@@ -78,7 +78,7 @@ def test_a_file_that_becomes_a_fifo_does_not_block(
     before = os.stat(path)
     os.unlink(path)
     os.mkfifo(path)
-    monkeypatch.setattr(opening.os, "stat", lambda _: before)
+    monkeypatch.setattr(opening.os, "stat", lambda *_, **__: before)
     assert refusal(path) == "it is a FIFO, not a regular file"
 
 

@@ -62,10 +62,9 @@ class TestEveryReader:
         for suffix in list(reader.suffixes)[:2]:
             try:
                 document = parse(f"x{suffix}", data)
-            except (UnreadableFile, MissingExtra) as error:
-                assert "x" in str(error)
-            else:
-                document.text.encode("utf-8")
+            except UnreadableFile:
+                continue
+            document.text.encode("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -114,10 +113,15 @@ def test_line_ends_become_newlines() -> None:
 
 def test_rows_of_a_table_carry_their_column_names() -> None:
     data = b"\xef\xbb\xbfname;role\nAda;engineer\n;\nGrace;admiral;extra\n"
-    assert parse("a.csv", data).text == "name: Ada; role: engineer\nname: Grace; role: admiral; extra"
+    assert (
+        parse("a.csv", data).text == "name: Ada; role: engineer\nname: Grace; role: admiral; extra"
+    )
     assert parse("a.tsv", b"name\tage\nAda\t36\n").text == "name: Ada; age: 36"
     assert parse("a.csv", b"1,2\n3,4\n").text == "1, 2\n3, 4"
-    assert parse("a.csv", b'a,b\n"x, y","line one\nline two"\n').text == "a: x, y; b: line one\nline two"
+    assert (
+        parse("a.csv", b'a,b\n"x, y","line one\nline two"\n').text
+        == "a: x, y; b: line one\nline two"
+    )
     assert parse("a.csv", b"only,header\n").text == "only, header"
 
 
@@ -150,7 +154,9 @@ def test_half_a_surrogate_pair_is_repaired() -> None:
     assert parse("a.json", rb'["\ud83d", "\ud83d\ude00"]').text == "\ufffd\n\U0001f600"
 
 
-def test_office_documents_without_the_package_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_office_documents_without_the_package_name_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "markitdown", None)
     with pytest.raises(MissingExtra, match=r"reading \.docx files .*'tournant\[office\]'"):
         parse("a.docx", archive())
@@ -172,5 +178,5 @@ def test_office_documents_are_converted(monkeypatch: pytest.MonkeyPatch) -> None
     module.StreamInfo = SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "markitdown", module)
     assert parse("a.docx", archive()).text == "# Title\n words"
-    with pytest.raises(UnreadableFile, match="damaged or encrypted .it is encrypted"):
+    with pytest.raises(UnreadableFile, match=r"damaged or encrypted \(it is encrypted"):
         parse("a.pptx", archive())

@@ -23,7 +23,10 @@ def test_every_string_comes_back(source: str) -> None:
     assert from_store(stored) == source
 
 
-@given(st.text("\ufffd\udce9\ud800uE9 D80", max_size=12), st.text("\ufffd\udce9\ud800uE9 D80", max_size=12))
+@given(
+    st.text("\ufffd\udce9\ud800uE9 D80", max_size=12),
+    st.text("\ufffd\udce9\ud800uE9 D80", max_size=12),
+)
 def test_different_names_stay_different(one: str, other: str) -> None:
     assert (to_store(one) == to_store(other)) == (one == other)
 

@@ -22,7 +22,16 @@ def names(found: list[FoundFile], root: Path) -> list[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for name in ("b.txt", "a.md", "sub/c.txt", "sub/deep/d.py", "skip.bin", ".hidden/e.txt", ".f.txt", ".git/g.txt"):
+    for name in (
+        "b.txt",
+        "a.md",
+        "sub/c.txt",
+        "sub/deep/d.py",
+        "skip.bin",
+        ".hidden/e.txt",
+        ".f.txt",
+        ".git/g.txt",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -144,3 +153,25 @@ def test_a_root_that_is_missing_deletes_nothing(tree: Path) -> None:
     root = tree / "unmounted"
     _, problems = find(root)
     assert vanished([f"{root}/x"], set(), [root], [p.path for p in problems]) == []
+
+
+def test_an_argument_inside_an_earlier_argument_is_taken_once(tree: Path) -> None:
+    found, _ = find(tree, tree / "skip.bin", tree / "b.txt", suffixes={".txt"})
+    assert names(found, tree) == ["b.txt", "sub/c.txt", "skip.bin"]
+
+
+def test_what_is_left_out_is_neither_entered_nor_reported(tree: Path) -> None:
+    os.mkfifo(tree / "sub/pipe")
+    asked: list[tuple[str, str]] = []
+
+    def leave_out(path: str, root: str) -> bool:
+        asked.append((os.path.relpath(path, tree), root))
+        return path.endswith("sub")
+
+    found, problems = find(tree, leave_out=leave_out)
+    assert not any(name.startswith("sub/") for name in names(found, tree))
+    assert problems == []
+    assert ("sub", str(tree)) in asked
+    assert not any(path.startswith("sub/") for path, _ in asked)
+    assert find(tree / "sub", leave_out=leave_out)[1] != []
+    assert find(tree / "b.txt", leave_out=lambda *_: True) == ([], [])

@@ -55,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Errors that are no `TournantError` are bugs, and are raised.
     """
+    code = _run(argv)
+    if argv is None and code == Exit.INTERRUPTED:
+        # We are the program, and about to end: whoever presses Ctrl-C once more is right, and shall see no traceback.
+        from tournant.cli.signals import end_on_signals
+
+        end_on_signals(code)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = make_parser().parse_args(argv)
     except SystemExit as leaving:  # argparse has said what was wrong, or printed the help

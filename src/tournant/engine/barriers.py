@@ -64,11 +64,8 @@ class Barrier(Segment):
         """Every live item of `origin` has arrived."""
         raise NotImplementedError
 
-    def leftover(self) -> None:
-        """Release what is still held when nothing more can come."""
-
     async def _move(self) -> None:
-        inbox, stats, ready, run = self.inbox, self.stats[0], self.ready, self.run
+        inbox, stats, ready = self.inbox, self.stats[0], self.ready
         items = inbox.items
         while True:
             if ready:
@@ -91,8 +88,6 @@ class Barrier(Segment):
                 if held is None:
                     held = origin.held = []
                 held.append(item)
-                if run.budget is not None:
-                    run.budget.hold(item.size)
                 if len(held) == origin.pending:
                     self.complete(origin)
                 if ready and self.out is not None and self.out.full():
@@ -137,13 +132,10 @@ class Gather(Barrier):
         held = sorted(origin.held or (), key=lambda item: item.pos)
         origin.held = None
         run = self.run
-        budget = run.budget
         size = sum(item.size for item in held)
-        if budget is not None:
-            budget.hold(-size)
         if origin.state & (FAILED | REFUSED):
-            if budget is not None:
-                budget.add(-size)
+            if run.budget is not None:
+                run.budget.add(-size)
             origin.pending = 0
             origin.barrier = None
             run.close_input(origin)
@@ -193,14 +185,11 @@ class Ordered(Barrier):
 
     def _advance(self) -> None:
         before = self.head
-        budget = self.run.budget
         while self.head in self._complete:
             held = self._complete.pop(self.head)
             self.head += 1
             if held:
                 self.ready.extend(held)
-                if budget is not None:
-                    budget.hold(-sum(item.size for item in held))
         if self.head != before:
             self.run.window_moved()
             if self.ready:

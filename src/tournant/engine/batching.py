@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from tournant.engine.lineage import Batch, Item
 from tournant.engine.segment import Segment
+from tournant.errors import BatchMismatch
+from tournant.pool.steps import plain
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -35,13 +37,15 @@ class Batcher(Segment):
         """Count the batch that is being filled too."""
         return super().queued() + len(self._rows)
 
-    def relieve(self) -> None:
+    def relieve(self) -> bool:
         """Send the partial batch."""
-        if self._rows:
-            self._relieved = True
-            self.inbox.threshold = 0
-            self.inbox.added()
-            self.inbox.threshold = 1
+        if not self._rows or self._relieved:
+            return False
+        self._relieved = True
+        self.inbox.threshold = 0
+        self.inbox.added()
+        self.inbox.threshold = 1
+        return True
 
     def halt(self) -> None:
         """Drop the partial batch."""
@@ -62,7 +66,7 @@ class Batcher(Segment):
                     wait = due - perf_counter()
                 if self._relieved or (wait is not None and wait <= 0):
                     await self._send()
-                    weight, self._relieved = 0.0, False
+                    weight = 0.0
                     continue
                 began = perf_counter()
                 await inbox.wait_items(wait)
@@ -75,9 +79,9 @@ class Batcher(Segment):
             if weigh is not None and limit is not None:
                 try:
                     own = float(weigh(item.value))
-                except Exception as error:
+                except BaseException as error:
                     stats.left += 1
-                    self.gone(item, None, 0, error, 1)
+                    self.gone(item, None, 0, plain(error), 1)
                     continue
                 if self._rows and weight + own > limit:
                     await self._send()
@@ -98,6 +102,7 @@ class Batcher(Segment):
 
     async def _send(self) -> None:
         rows, self._rows = self._rows, []
+        self._relieved = False
         stats, out, run = self.stats[0], self.out, self.run
         stats.left += len(rows)
         if not rows:
@@ -119,10 +124,14 @@ class Unbatcher(Segment):
 
     A list as long as its batch gives each entry back to the input it came from, by position. A list of another length
     gives entries that descend from all of the batch's inputs.
+
+    Attributes:
+        strict: refuse the latter, because a barrier follows, which can't place them.
     """
 
     def __init__(self, run: Run, stages: list[Stage]) -> None:
         super().__init__(run, stages, [1])
+        self.strict = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -150,25 +159,33 @@ class Unbatcher(Segment):
             try:
                 values = list(item.value)
             except TypeError:
-                self.gone(
-                    item,
-                    None,
-                    0,
-                    TypeError(
-                        f"unbatch got a {type(item.value).__name__} where a list belongs; the stages between .batch() and "
-                        ".unbatch() must return an iterable of results"
-                    ),
-                    1,
+                problem = TypeError(
+                    f"unbatch got a {type(item.value).__name__} where a list belongs; the stages between .batch() and "
+                    ".unbatch() must return an iterable of results"
                 )
+                self.gone(item, None, 0, problem, 1)
                 continue
-            if len(values) == len(batch.members) and batch.pending == 1:
+            if len(values) == len(batch.members) and not item.pos:
                 rows = batch.members
+                if run.budget is not None:
+                    run.budget.add(-item.size)
                 for row, value in zip(rows, values, strict=True):
                     run.change(row, value)
+            elif self.strict:
+                mismatch = BatchMismatch(
+                    f"unbatch got {len(values)} results for a batch of {len(batch.members)}, so nobody can tell which input each "
+                    "belongs to, but a later .gather() or .ordered() needs to know; return one result per entry, in order"
+                )
+                self.gone(item, None, 0, mismatch, 1)
+                continue
             else:
                 rows = [Item(value, batch, (*item.pos, n)) for n, value in enumerate(values)]
                 batch.pending += len(rows)
-                batch.end(0, run)
+                if run.budget is not None:
+                    for row in rows:
+                        row.size = run.size_of(row.value)
+                        run.budget.add(row.size)
+                run.end_item(item, 0)
             for row in rows:
                 stats.items_out += 1
                 if out is None:

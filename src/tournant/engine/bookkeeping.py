@@ -64,7 +64,7 @@ class Bookkeeping:
 
     async def room(self) -> None:
         """Wait while so much is unwritten that no new input should start."""
-        while self._writer is not None and self._writer.full and self._writer.error is None:
+        while self._writer is not None and self._writer.full and self._writer.error is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     def settled(self, origin: Input, outcome: Any) -> None:

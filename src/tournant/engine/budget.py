@@ -1,7 +1,6 @@
 """The run's memory limit: how many bytes are queued and in flight, and who waits for room among them.
 
-New items ask before they enter. What barriers hold, and the parents of a fan-out that itself waits, are in nobody's way to
-finish, so they don't count against a waiting child: a gather that needs one more item always gets it.
+New items, from the source or from a fan-out, ask before they enter.
 """
 
 from __future__ import annotations
@@ -10,9 +9,12 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tournant.errors import InvalidPipeline
+
+if TYPE_CHECKING:
+    from tournant.engine.lineage import Batch, Input
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SAMPLE = 16
@@ -79,30 +81,47 @@ def size_of(value: Any, depth: int = 4) -> int:
 class Budget:
     """Bytes queued and in flight in one run.
 
+    Results of a fan-out may fill the limit; inputs no more than half of it, so that what becomes of them has room. A single
+    item always passes when nothing else is there. When nothing moves any more because everybody waits, `favour` opens the
+    way for the descendants of one input.
+
     Attributes:
         limit: what `total` is to stay below.
         total: estimated bytes of all live items.
-        held: those of them that barriers hold.
-        blocked: those of them whose stage waits for room itself.
         peak: the highest `total`.
+        favoured: the input (or batch) whose descendants pass in any case.
     """
 
-    __slots__ = ("_loop", "_waiting", "blocked", "held", "limit", "on_room", "peak", "total")
+    __slots__ = (
+        "_children",
+        "_input",
+        "_loop",
+        "favoured",
+        "limit",
+        "on_room",
+        "on_wait",
+        "peak",
+        "total",
+    )
 
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         self.limit = limit
         self.total = 0
-        self.held = 0
-        self.blocked = 0
         self.peak = 0
+        self.favoured: Input | Batch | None = None
         self._loop = loop
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._children: deque[tuple[asyncio.Future[None], int, Input | Batch]] = deque()
+        self._input: asyncio.Future[bool] | None = None
         self.on_room: Callable[[], None] | None = None
+        self.on_wait: Callable[[], None] | None = None
 
-    def admits(self, size: int = 0, *, child: bool = False) -> bool:
-        """Tell whether `size` more bytes may enter; `child` for the result of a fan-out."""
-        moving = self.total - self.blocked - (self.held if child else 0)
-        return moving <= 0 or moving + size <= self.limit
+    def admits(self, size: int, origin: Input | Batch | None = None) -> bool:
+        """Tell whether a result of `size` bytes that descends from `origin` may enter."""
+        return (
+            not self.total
+            or self.total + size <= self.limit
+            or (origin is not None and origin is self.favoured)
+        )
 
     def add(self, size: int) -> None:
         """Count bytes that have entered (or left, when negative)."""
@@ -110,49 +129,81 @@ class Budget:
         if self.total > self.peak:
             self.peak = self.total
         elif size < 0:
-            self.changed()
+            self._changed()
 
-    def hold(self, size: int) -> None:
-        """Count bytes that a barrier begins to hold (or lets go, when negative)."""
-        self.held += size
-        self.changed()
-
-    def changed(self) -> None:
-        """Let those who wait look again."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
+    def _changed(self) -> None:
+        """Let who waits look again: results first, for they are closer to the sink."""
+        if self._children:
+            waiter, size, origin = self._children[0]
+            if not waiter.done() and self.admits(size, origin):
                 waiter.set_result(None)
-                break
+        elif self._input is not None and not self._input.done():
+            self._input.set_result(False)
         if self.on_room is not None:
             self.on_room()
 
-    async def admitted(self, size: int, *, parent: int = 0, child: bool = False) -> None:
-        """Wait until `size` bytes may enter; `parent` bytes stand still meanwhile."""
-        if self.admits(size, child=child):
-            return
-        self.blocked += parent
-        try:
-            # Standing still may itself be what lets another one through.
-            self.changed()
-            while not self.admits(size, child=child):
-                waiter = self._loop.create_future()
-                self._waiting.append(waiter)
+    async def child(self, size: int, origin: Input | Batch) -> None:
+        """Wait until a result of `size` bytes may enter."""
+        queue = self._children.append
+        while not self.admits(size, origin):
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            entry = (waiter, size, origin)
+            queue(entry)
+            self._waits()
+            try:
                 await waiter
-        finally:
-            self.blocked -= parent
-        if self._waiting and self.admits(child=child):
-            self._loop.call_soon(self.changed)
+            finally:
+                if entry in self._children:
+                    self._children.remove(entry)
+            # Who was first stays first if somebody else was quicker.
+            queue = self._children.appendleft
+        if self._children:
+            self._loop.call_soon(self._changed)
+
+    async def input(self, size: int) -> None:
+        """Wait until an input of `size` bytes may enter."""
+        forced = False
+        while self.total and not forced and (self._children or self.total + size > self.limit // 2):
+            self._input = self._loop.create_future()
+            self._waits()
+            try:
+                forced = await self._input
+            finally:
+                self._input = None
+
+    def _waits(self) -> None:
+        if self.on_wait is not None:
+            self.on_wait()
 
     @property
     def waiting(self) -> bool:
         """Whether anybody waits."""
-        return bool(self._waiting)
+        return self._input is not None or bool(self._children)
+
+    def favour(self) -> bool:
+        """Open the way for the input whose result has waited longest; False when no result waits."""
+        waiting = [entry for entry in self._children if not entry[0].done()]
+        if not waiting:
+            return False
+        self.favoured = waiting[0][2]
+        for waiter, _, origin in waiting:
+            if origin is self.favoured:
+                waiter.set_result(None)
+        return True
+
+    def force_input(self) -> bool:
+        """Let one more input in; False when none waits."""
+        if self._input is None or self._input.done():
+            return False
+        self._input.set_result(True)
+        return True
 
     def open(self) -> None:
         """Let everybody through: the run is being stopped."""
         self.limit = sys.maxsize
-        while self._waiting:
-            waiter = self._waiting.popleft()
+        for waiter, *_ in self._children:
             if not waiter.done():
                 waiter.set_result(None)
+        self._children.clear()
+        if self._input is not None and not self._input.done():
+            self._input.set_result(True)

@@ -25,13 +25,15 @@ class Chunk:
         attempt: where the chunk is something that comes back.
         reported: entries of `items` that parts have told of.
         children: children of the entry in work that have been passed on.
-        progress: when its lane last gave a sign of life; 0 before it began.
+        progress: when the attempt in work began, as far as is known; 0 before it began.
+        paused: it gave its slot back while there is no room for its children.
+        held: parts that the lane has sent without having got the word to go on.
         abandoned: nobody wants its results any more.
     """
 
     __slots__ = (
-        "abandoned", "announce", "attempt", "bytes", "children", "count", "finished", "gate", "hold", "items", "lane", "outbox",
-        "paused", "progress", "reported", "segment", "skip", "spec", "spent", "timed_out", "values",
+        "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "outbox",
+        "paused", "paused_at", "progress", "reported", "segment", "skip", "spec", "spent", "timed_out", "values",
     )  # fmt: skip
 
     def __init__(
@@ -61,9 +63,10 @@ class Chunk:
         self.finished = 0
         self.progress = 0.0
         self.paused = False
+        self.paused_at = 0.0
+        self.held = 0
         self.abandoned = False
         self.timed_out = False
-        self.bytes = int(segment.bytes * count)
         # One part may be under way before the lane has to wait for the loop's word.
         self.gate = threading.Semaphore(1)
 
@@ -102,6 +105,38 @@ class Chunk:
 
     # On the loop.
 
+    def origin(self) -> Any:
+        """Return what the item in work descends from; for a fan-out."""
+        return self.items[min(self.reported, len(self.items) - 1)].origin
+
+    def pause(self) -> None:
+        """Withhold the word to go on."""
+        self.held += 1
+        if not self.paused:
+            self.paused = True
+            self.paused_at = perf_counter()
+
+    def resume(self) -> None:
+        """Give the lane the word for every part that waits for it. The pause was no part of the attempt's time."""
+        self.paused = False
+        if self.progress:
+            self.progress += perf_counter() - self.paused_at
+        for _ in range(self.held):
+            self.gate.release()
+        self.held = 0
+
+    def flush(self, outbox: Outbox) -> bool:
+        """Send what waits behind a long item of a thread; tell whether there was anything."""
+        if not self.segment.flat:
+            return outbox.flush_if_free()
+        # Every part of a fan-out needs the loop's word, this one too.
+        if not self.gate.acquire(blocking=False):
+            return False
+        sent = outbox.flush_if_free()
+        if not sent:
+            self.gate.release()
+        return sent
+
     def abandon(self) -> None:
         """Let the lane stop at the next chance."""
         self.abandoned = True
@@ -109,8 +144,4 @@ class Chunk:
 
     def kill(self) -> bool:
         """Kill the worker process that holds the chunk; False where it is a thread."""
-        kill = getattr(self.lane, "kill", None)
-        if kill is None:
-            return False
-        kill()
-        return True
+        return self.lane is not None and self.lane.kill(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tournant.errors import PipelineFailed, TooManyFailures, note, short
+from tournant.errors import PipelineFailed, TooManyFailures, TournantError, note, short
 from tournant.report import Failure, Report
 
 if TYPE_CHECKING:
@@ -76,22 +76,21 @@ class Failures:
         """Raise what the run has to end with, if anything.
 
         Raises:
-            PipelineFailed: items failed and the policy was to stop, or the run as a whole failed after items had.
-            TournantError: the run as a whole failed.
+            TournantError: the run as a whole failed: its source, its ledger, too many failures.
+            PipelineFailed: items failed and the policy was to stop.
         """
-        if not self.items:
-            if self.fatal:
-                error = self.fatal[0]
-                note(error, f"the run ended with {report.done:,} of {report.sourced:,} inputs done")
-                raise error
+        if self.fatal:
+            error = self.fatal[0]
+            note(error, f"the run ended with {report.done:,} of {report.sourced:,} inputs done")
+            if isinstance(error, TournantError):
+                error.report = report
+            raise error
+        if not any(failure.stage in self._stopping for failure in self.items):
             return
-        if not self.fatal and not any(failure.stage in self._stopping for failure in self.items):
-            return
-        distinct = {id(e): e for e in [*self.fatal, *(failure.error for failure in self.items)]}
+        distinct = {id(failure.error): failure.error for failure in self.items}
         first = self.items[0]
-        reason = f"{self.fatal[0]}: " if self.fatal else ""
         failed = PipelineFailed(
-            f"{reason}{len(self.items):,} item(s) failed, the first in stage {first.stage} for input "
+            f"{len(self.items):,} item(s) failed, the first in stage {first.stage} for input "
             f"{short(first.key)}; {report.done:,} of {report.sourced:,} inputs are done, "
             f'{report.interrupted:,} were interrupted. Use on_error="skip" to go on past failures, or '
             "retry=tn.Retry() where they are transient",

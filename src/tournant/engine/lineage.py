@@ -119,7 +119,8 @@ class Batch:
         self.pending -= 1
         if not self.pending:
             for member in self.members:
-                run.end_item(member, self.state)
+                # That the batch was refused drops its members, not the inputs that they are only a part of.
+                run.end_item(member, self.state & ~REFUSED if member.pos else self.state)
 
 
 def inputs_of(origin: Input | Batch) -> list[Input]:

@@ -7,17 +7,18 @@ is kept by a gate, which is two counters while the stage is not full. Workers ar
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from tournant.engine.calls import Call, Deadline, children_of, direct, timed
 from tournant.engine.channel import Attempt
 from tournant.engine.lineage import ARRIVED, DROPPED, REFUSED, Item
 from tournant.engine.segment import Segment
-from tournant.errors import StageTimeout
-from tournant.pool.steps import WithState, checked_rows, many, plain
+from tournant.engine.stats import StageStats
+from tournant.errors import note
+from tournant.pool.steps import WithState, plain
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -33,8 +34,6 @@ _CODES = {
     "map_batches": _BATCH,
 }
 
-Call = Callable[[Any], Coroutine[Any, Any, Any]]
-
 
 class _Step:
     """One stage inside a loop segment, ready to call."""
@@ -49,11 +48,11 @@ class _Step:
         self.limit = limit
         self.waiters: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self) -> None:
-        """Wait until the stage has a permit."""
+    async def enter(self, run: Run) -> None:
+        """Wait until the stage has a permit, or the run is being stopped."""
         began = perf_counter()
         stats = self.stats
-        while stats.started - stats.left >= self.limit:
+        while stats.started - stats.left >= self.limit and not run.halted:
             waiter = asyncio.get_running_loop().create_future()
             self.waiters.append(waiter)
             await waiter
@@ -66,6 +65,11 @@ class _Step:
             if not waiter.done():
                 waiter.set_result(None)
                 return
+
+    def leave_all(self) -> None:
+        """Let everybody look again: the run is being stopped."""
+        while self.waiters:
+            self.leave()
 
 
 class LoopSegment(Segment):
@@ -87,7 +91,6 @@ class LoopSegment(Segment):
         self.returning = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
-        self._forming = False
         self._states: list[tuple[Callable[[Any], None], Any]] = []
 
     def capacity(self) -> int:
@@ -117,6 +120,8 @@ class LoopSegment(Segment):
             timer.cancel()
         self._timers.clear()
         self.returning = 0
+        for step in self.steps:
+            step.leave_all()
         super().halt()
         self._maybe_done()
 
@@ -124,7 +129,13 @@ class LoopSegment(Segment):
         fn = stage.fn
         assert fn is not None
         if stage.state is not None:
-            state = stage.state.factory()
+            try:
+                state = stage.state.factory()
+            except Exception as error:
+                note(
+                    error, f"raised while the state=PerWorker(...) of stage {stage.name} was built"
+                )
+                raise
             if stage.state.close is not None:
                 self._states.append((stage.state.close, state))
             fn = WithState(fn, state)
@@ -132,15 +143,14 @@ class LoopSegment(Segment):
         if stage.kind == "flat_map":
             return call  # type: ignore[no-any-return]
         if not stage.is_async:
-            call = _direct(fn)
+            call = direct(fn)
         if stage.timeout is not None:
-            call = _timed(call, stage.timeout, stage.name)
+            call = timed(call, stage.timeout, stage.name)
         return call  # type: ignore[no-any-return]
 
     def _spawn(self) -> None:
         self.workers += 1
-        work = self._work_batches() if self.stages[0].kind == "map_batches" else self._work()
-        task = self.run.spawn(work, f"tournant {self.stages[0].name} {self.workers}")
+        task = self.run.spawn(self._work(), f"tournant {self.stages[0].name} {self.workers}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -165,9 +175,14 @@ class LoopSegment(Segment):
             and not inbox.items
             and not inbox.again
         ):
-            for close, state in self._states:
-                close(state)
-            self._states.clear()
+            states, self._states = self._states, []
+            for close, state in states:
+                try:
+                    close(state)
+                except Exception as error:
+                    self.run.warnings.append(
+                        f"closing the PerWorker state of stage {self.stages[0].name} raised {error!r}"
+                    )
             self.finish()
 
     async def _work(self) -> None:
@@ -203,7 +218,11 @@ class LoopSegment(Segment):
                         step = steps[i]
                         stats = step.stats
                         if stats.started - stats.left >= step.limit:
-                            await step.enter()
+                            self.active -= 1
+                            try:
+                                await step.enter(run)
+                            finally:
+                                self.active += 1
                             if run.halted:
                                 item = None
                                 break
@@ -230,11 +249,11 @@ class LoopSegment(Segment):
                         stats.items_out += 1
                         i += 1
                 except BaseException as error:
+                    if isinstance(error, asyncio.CancelledError) and cancelled():
+                        raise
                     step.stats.left += 1
                     if step.waiters:
                         step.leave()
-                    if isinstance(error, asyncio.CancelledError) and _cancelled():
-                        raise
                     assert item is not None
                     tried = attempt.count if attempt is not None and attempt.step == i else 0
                     await self._failed(item, value, i, tried + 1, plain(error))
@@ -271,51 +290,56 @@ class LoopSegment(Segment):
         hold: list[Any] | None = [] if stage.retry is not None else None
         origin, number = item.origin, 0
         began, paused = perf_counter(), 0.0
-        deadline = (
-            asyncio.timeout(stage.timeout)
-            if stage.timeout is not None
-            else contextlib.nullcontext()
-        )
-        try:
-            async with deadline, _children(step.call, value, stage.is_async) as children:
-                async for child in children:
-                    if hold is not None:
-                        hold.append(child)
-                        continue
-                    before = perf_counter()
-                    await self._pass_child(stats, Item(child, origin, (*item.pos, number)), item)
-                    paused += perf_counter() - before
-                    number += 1
-                    if run.halted:
-                        return
-        except TimeoutError as error:
-            if isinstance(deadline, asyncio.Timeout) and deadline.expired():
-                raise _too_long(stage.name, stage.timeout) from error
-            raise
+        deadline = Deadline(stage.name, stage.timeout)
+        async with deadline, children_of(step.call, value, stage.is_async) as children:
+            async for child in children:
+                if hold is not None:
+                    hold.append(child)
+                    continue
+                before = perf_counter()
+                await self._pass_child(stats, Item(child, origin, (*item.pos, number)), deadline)
+                paused += perf_counter() - before
+                number += 1
+                if run.halted:
+                    break
+        for number, child in enumerate(hold or ()):
+            await self._pass_child(stats, Item(child, origin, (*item.pos, number)), deadline)
         stats.left += 1
         stats.times.append(perf_counter() - began - paused)
         if step.waiters:
             step.leave()
-        for number, child in enumerate(hold or ()):
-            await self._pass_child(stats, Item(child, origin, (*item.pos, number)), item)
-        run.end_item(item, 0)
+        if not run.halted:
+            run.end_item(item, 0)
 
-    async def _pass_child(self, stats: Any, child: Item, parent: Item) -> None:
+    async def _pass_child(self, stats: Any, child: Item, deadline: Deadline) -> None:
         run, out = self.run, self.out
         if run.budget is not None:
-            await run.admit_child(child, parent)
+            child.size = run.size_of(child.value)
+            if not run.budget.admits(child.size, child.origin):
+                await self._held_up(run.budget.child(child.size, child.origin), deadline)
+            run.budget.add(child.size)
         child.origin.pending += 1
         stats.items_out += 1
         if out is None:
             run.arrive(child)
             return
         if len(out.items) >= out.capacity:
-            began = perf_counter()
-            await out.wait_room()
-            stats.wait_output += perf_counter() - began
+            await self._held_up(out.wait_room(), deadline)
         if not run.halted:
             out.items.append(child)
             out.added()
+
+    async def _held_up(self, room: Any, deadline: Deadline) -> None:
+        """Wait for room: no work, and no part of the attempt's time."""
+        began = perf_counter()
+        deadline.stop()
+        self.active -= 1
+        try:
+            await room
+        finally:
+            self.active += 1
+            deadline.go_on()
+            self.stats[-1].wait_output += perf_counter() - began
 
     async def _failed(
         self, item: Item, value: Any, step: int, count: int, error: Exception
@@ -335,6 +359,7 @@ class LoopSegment(Segment):
         assert stage.retry is not None
         stats = self.stats[attempt.step]
         stats.retried += rows
+        self.not_begun(stats, rows)
         delay = stage.retry.wait(count)
         stats.wait_limit += delay
         if self.run.inline:
@@ -356,155 +381,14 @@ class LoopSegment(Segment):
         timer = self.run.loop.call_later(delay, due)
         self._timers.add(timer)
 
-    # Batches.
-
-    async def _work_batches(self) -> None:
-        step, run, inbox, out = self.steps[0], self.run, self.inbox, self.out
-        stats = step.stats
-        items, again = inbox.items, inbox.again
-        size, max_wait = step.stage.size or 32, step.stage.max_wait
-        try:
-            while True:
-                attempt: Attempt | None = None
-                if again:
-                    attempt = again.popleft()
-                    rows = attempt.rows or []
-                elif len(items) >= size or (items and inbox.closed):
-                    rows = [items.popleft() for _ in range(min(size, len(items)))]
-                elif inbox.closed:
-                    return
-                else:
-                    rows = await self._form(size, max_wait)
-                    if not rows:
-                        continue
-                if inbox.writers or inbox.room_wanted:
-                    inbox.removed()
-                if items or again:
-                    self._more()
-                self.active += 1
-                stats.started += len(rows)
-                began = perf_counter()
-                try:
-                    results = checked_rows(await step.call([row.value for row in rows]), len(rows))
-                except BaseException as error:
-                    if isinstance(error, asyncio.CancelledError) and _cancelled():
-                        raise
-                    await self._batch_failed(rows, attempt, plain(error))
-                    continue
-                finally:
-                    stats.left += len(rows)
-                    stats.times.append(perf_counter() - began)
-                    self.active -= 1
-                stats.items_out += len(rows)
-                for row, result in zip(rows, results, strict=True):
-                    if out is None:
-                        row.value = result
-                        run.arrive(row)
-                        continue
-                    run.change(row, result)
-                    if len(out.items) >= out.capacity:
-                        await out.wait_room()
-                    if not run.halted:
-                        out.items.append(row)
-                        out.added()
-        finally:
-            self._worker_left()
-
-    async def _form(self, size: int, max_wait: float | None) -> list[Item]:
-        """Wait for a batch: a full one, or what has come within `max_wait` seconds of this call's first item."""
-        inbox = self.inbox
-        items = inbox.items
-        began = perf_counter()
-        try:
-            if not items or self._forming:
-                await inbox.wait_items()
-                return []
-            self._forming = True
-            inbox.threshold = size
-            try:
-                await inbox.wait_items(max_wait)
-            finally:
-                self._forming = False
-                inbox.threshold = 1
-            return [items.popleft() for _ in range(min(size, len(items)))]
-        finally:
-            self.stats[0].wait_input += perf_counter() - began
-
-    async def _batch_failed(
-        self, rows: list[Item], attempt: Attempt | None, error: Exception
-    ) -> None:
-        """Retry the whole batch while the policy allows; then halve it until the poison row stands alone."""
-        stage = self.stages[0]
-        count = (attempt.count if attempt is not None else 0) + 1
-        final = attempt is not None and attempt.final
-        if (
-            not final
-            and stage.retry is not None
-            and self.run.failures.wants_retry(stage, error, count)
-        ):
-            await self._again(Attempt(None, rows, count=count), stage, count, len(rows))
-        elif len(rows) == 1:
-            self.gone(rows[0], attempt, 0, error, count)
-        else:
-            half = len(rows) // 2
-            for part in (rows[half:], rows[:half]):
-                self.inbox.again.appendleft(Attempt(None, part, count=count, final=True))
+    @staticmethod
+    def not_begun(stats: StageStats, rows: int) -> None:
+        """Take items that run again out of the counts: each is counted once, however often it is tried."""
+        stats.started -= rows
+        stats.left -= rows
 
 
-def _cancelled() -> bool:
+def cancelled() -> bool:
+    """Tell whether somebody has cancelled the present task, rather than a stage raised CancelledError by itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _too_long(name: str, seconds: float | None) -> StageTimeout:
-    return StageTimeout(f"stage {name}: one attempt took longer than its timeout of {seconds} s")
-
-
-def _direct(fn: Callable[[Any], Any]) -> Call:
-    """A plain function as a coroutine function, for short functions on the loop and for inline runs."""
-
-    async def call(value: Any) -> Any:
-        return fn(value)
-
-    return call
-
-
-def _timed(call: Call, seconds: float, name: str) -> Call:
-    async def timed(value: Any) -> Any:
-        deadline = asyncio.timeout(seconds)
-        try:
-            async with deadline:
-                return await call(value)
-        except TimeoutError as error:
-            if deadline.expired():
-                raise _too_long(name, seconds) from error
-            raise
-
-    return timed
-
-
-@contextlib.asynccontextmanager
-async def _children(call: Any, value: Any, is_async: bool) -> AsyncIterator[AsyncIterator[Any]]:
-    """The results of a flat_map callable as an async iterator, closed in any case."""
-    result = call(value)
-    if is_async and not hasattr(result, "__aiter__"):
-        result = await result
-    if hasattr(result, "__aiter__"):
-        iterator = aiter(result)
-    else:
-        iterator = _from_sync(many(result))
-    try:
-        yield iterator
-    finally:
-        if hasattr(iterator, "aclose"):
-            await iterator.aclose()
-
-
-async def _from_sync(results: Any) -> AsyncIterator[Any]:
-    iterator = iter(results)
-    try:
-        for result in iterator:
-            yield result
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()

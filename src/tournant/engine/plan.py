@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tournant.engine.barriers import Gather, Ordered
+from tournant.engine.barriers import Barrier, Gather, Ordered
 from tournant.engine.batching import Batcher, Unbatcher
+from tournant.engine.loop_batches import LoopBatchSegment
 from tournant.engine.loop_segment import LoopSegment
 from tournant.engine.pool_segment import PoolSegment
 from tournant.engine.segment import Segment
@@ -62,8 +63,15 @@ def build(run: Run, stages: tuple[Stage, ...]) -> list[Segment]:
         if first.kind in _MOVERS:
             segments.append(_MOVERS[first.kind](run, group))
         elif run.inline or first.on == "loop":
-            segments.append(LoopSegment(run, group))
+            kind = LoopBatchSegment if first.kind == "map_batches" else LoopSegment
+            segments.append(kind(run, group))
         else:
             world = world or World()
             segments.append(PoolSegment(run, group, world))
+    barrier_follows = False
+    for segment in reversed(segments):
+        if isinstance(segment, Barrier):
+            barrier_follows = True
+        elif isinstance(segment, Unbatcher):
+            segment.strict = barrier_follows
     return segments

@@ -34,6 +34,8 @@ CHUNK_BYTES = 4 << 20
 CHANNEL_BYTES = 64 << 20
 #: Children beyond the channel's capacity at which a fan-out in work is made to wait.
 SLACK = 512
+#: Timeouts below this are judged item by item: in a chunk, news of finished items may be as old as that.
+SURE_SECONDS = 0.25
 #: Seconds after which a partial batch goes, unless the stage says otherwise.
 BATCH_WAIT = 0.1
 
@@ -44,8 +46,6 @@ class PoolSegment(Recovery):
     Attributes:
         cost: seconds per item (per batch for ``map_batches``), smoothed; 0 until measured.
         bytes: estimated bytes per item, smoothed.
-        chunks: those out on a lane.
-        stuck: timed out on a thread that can't be stopped; the slot comes back when the call returns.
         paused: those of `chunks` that gave their slot back while there is no room for their children.
     """
 
@@ -58,17 +58,21 @@ class PoolSegment(Recovery):
         slots = run.pool.slots.count
         self.limit = first.concurrency if self.blocking else min([slots, *caps])
         super().__init__(run, stages, [self.limit] * len(stages))
-        self.spec = Spec([(s.kind, s.fn, s.state) for s in stages], run.context, world)  # type: ignore[misc]
+        self.spec = Spec(
+            [(s.kind, s.fn, s.state) for s in stages],  # type: ignore[misc]
+            run.context,
+            world,
+            takes_slot=not self.blocking,
+        )
         self.batch = first.size or 32 if first.kind == "map_batches" else 0
         self.sink = stages[-1].kind == "for_each"
         self.cost = 0.0
         self.bytes = 0.0
-        self.chunks: set[Chunk] = set()
         self.paused: list[Chunk] = []
-        self.stuck: set[Chunk] = set()
         self.working = 0
         self._partial: asyncio.TimerHandle | None = None
         self._partial_due = False
+        self._favoured = False
         self._seconds = BLOCKING_SECONDS if self.blocking else CHUNK_SECONDS
 
     def capacity(self) -> int:
@@ -126,7 +130,9 @@ class PoolSegment(Recovery):
         if not self._room():
             return False
         if self.paused:
-            return True
+            return self._may_resume()
+        if self.wants_memory():
+            return False
         if self.inbox.again:
             return True
         items = self.inbox.items
@@ -145,55 +151,89 @@ class PoolSegment(Recovery):
         return True
 
     def _room(self) -> bool:
-        out, budget = self.out, self.run.budget
+        out = self.out
         if out is not None and len(out.items) >= out.capacity:
             out.room_wanted = True
             return False
-        return not (
-            self.flat and budget is not None and not budget.admits(child=True) and self.paused
+        return True
+
+    def wants_memory(self) -> bool:
+        """Tell whether a fan-out waits, before its first or its next children, for the memory that they will take."""
+        budget = self.run.budget
+        return (
+            self.flat
+            and budget is not None
+            and not self._favoured
+            and bool(self.paused or self.inbox.items or self.inbox.again)
+            and not budget.admits(0)
         )
+
+    def _may_resume(self) -> bool:
+        """Tell whether a paused chunk may go on, and put it first."""
+        budget = self.run.budget
+        if budget is None:
+            return True
+        for n, chunk in enumerate(self.paused):
+            if budget.admits(0, chunk.origin()):
+                self.paused.insert(0, self.paused.pop(n))
+                return True
+        return False
+
+    def favour(self) -> bool:
+        """Let one fan-out go on past the memory limit; False if none waits for it."""
+        budget = self.run.budget
+        if budget is None or not self.wants_memory():
+            return False
+        if self.paused:
+            budget.favoured = self.paused[0].origin()
+        else:
+            self._favoured = True
+        self.run.schedule()
+        return True
 
     def _partial_now(self) -> None:
         self._partial = None
         self._partial_due = True
         self.run.schedule()
 
-    def relieve(self) -> None:
+    def relieve(self) -> bool:
         """Let a partial batch go."""
-        if self.batch and self.inbox.items:
-            self._partial_due = True
-            self.run.schedule()
+        if not self.batch or not self.inbox.items or self._partial_due:
+            return False
+        self._partial_due = True
+        self.run.schedule()
+        return True
 
     def acquire(self) -> bool:
         """Take what a chunk needs to run: a slot of the pool, or nothing where the stage only waits."""
         return self.blocking or self.run.pool.slots.acquire(self.run)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give back what `acquire` took."""
         if not self.blocking and not self.run.closed:
             self.run.pool.slots.release(self.run)
 
     def dispatch(self) -> None:
-        """Start one chunk, or resume one; the caller has acquired the slot."""
-        self.working += 1
+        """Start one chunk, or resume one; the caller has acquired the slot, and takes it back if this raises."""
         if self.paused:
-            chunk = self.paused.pop(0)
-            chunk.paused = False
-            if self.run.budget is not None:
-                self.run.budget.blocked -= chunk.bytes
-            chunk.gate.release()
+            self.working += 1
+            self.paused.pop(0).resume()
             return
+        lane = self.run.pool.lane(self.kind)
         inbox = self.inbox
+        self.working += 1
+        self._favoured = False
         chunk = self._chunk_again(inbox.again.popleft()) if inbox.again else self._chunk()
         self.in_work += chunk.count
         self.stats[0].started += chunk.count
         self.chunks.add(chunk)
-        chunk.lane = lane = self.run.pool.lane(self.kind)
+        chunk.lane = lane
         lane.submit(chunk)
         if inbox.writers or inbox.room_wanted:
             inbox.removed()
 
     def _chunk_items(self) -> int:
-        if not self.cost:
+        if not self.cost or (self.timeout is not None and self.timeout < SURE_SECONDS):
             return 1
         n = min(MOST_ITEMS, int(self._seconds / max(self.cost, LEAST_COST * max(1, self.batch))))
         if self.bytes > 0:
@@ -208,10 +248,10 @@ class PoolSegment(Recovery):
         if self.batch:
             whole = -(-len(items) // self.batch)
             batches = max(1, min(self._chunk_items(), whole // free))
-            groups = []
-            for _ in range(batches):
-                if items:
-                    groups.append([items.popleft() for _ in range(min(self.batch, len(items)))])
+            groups = [
+                [items.popleft() for _ in range(min(self.batch, len(items)))]
+                for _ in range(batches)
+            ]
             self._partial_due = False
             if self._partial is not None:
                 self._partial.cancel()
@@ -242,7 +282,8 @@ class PoolSegment(Recovery):
             if part.last:
                 self._chunk_over(chunk)
             return
-        chunk.progress = perf_counter()
+        if not self.flat or part.ends:
+            chunk.progress = perf_counter()
         if self.flat:
             self._take_flat(chunk, part)
         elif self.batch:
@@ -261,18 +302,20 @@ class PoolSegment(Recovery):
     def _hold_back(self, chunk: Chunk) -> None:
         """Let a fan-out in work go on, or give its slot away until there is room."""
         out, budget = self.out, self.run.budget
-        if (out is None or len(out.items) < out.capacity + SLACK) and (
-            budget is None or budget.admits(child=True)
+        if chunk.paused:
+            # It was on its way when the lane was told to wait.
+            chunk.pause()
+        elif (out is None or len(out.items) < out.capacity + SLACK) and (
+            budget is None or budget.admits(0, chunk.origin())
         ):
             chunk.gate.release()
-            return
-        chunk.paused = True
-        self.paused.append(chunk)
-        self.working -= 1
-        self._release()
-        if budget is not None:
-            budget.blocked += chunk.bytes
-            budget.on_room = self.run.schedule
+        else:
+            chunk.pause()
+            self.paused.append(chunk)
+            self.working -= 1
+            self.release()
+            if budget is not None:
+                self.run.lookout.soon()
 
     def _measure(self, chunk: Chunk, part: Part, finished: int) -> None:
         for stats, times in zip(self.stats, part.times, strict=False):
@@ -407,30 +450,7 @@ class PoolSegment(Recovery):
                     run.change(row, result)
                 out.items.extend(rows)
 
-    # Time.
-
-    def tick(self, now: float) -> None:
-        """Send results that wait behind a long item, and end attempts that take too long."""
-        for chunk in list(self.chunks):
-            outbox = chunk.outbox
-            if outbox is not None and now - outbox.last_flush > 0.02:
-                outbox.flush_if_free()
-            if (
-                self.timeout is not None
-                and chunk.progress
-                and not chunk.paused
-                and not chunk.timed_out
-            ):
-                if now - chunk.progress > self.timeout:
-                    chunk.timed_out = True
-                    if not chunk.kill():
-                        # A thread can't be stopped; its item fails now and its slot comes back when it returns.
-                        self._timed_out(chunk, self._unreported(chunk))
-                        chunk.abandon()
-                        self.chunks.discard(chunk)
-                        self.stuck.add(chunk)
-                        self._maybe_done()
-                        self.run.schedule()
+    # Ends.
 
     def on_left(self, chunk: Chunk) -> None:
         """A lane has stopped working on an abandoned chunk."""
@@ -438,11 +458,7 @@ class PoolSegment(Recovery):
         self.run.schedule()
 
     def _chunk_over(self, chunk: Chunk) -> None:
-        if chunk in self.stuck:
-            self.stuck.discard(chunk)
-            self.working -= 1
-            self._release()
-            return
+        self.stuck.discard(chunk)
         if chunk not in self.chunks:
             return
         self.chunks.discard(chunk)
@@ -451,7 +467,7 @@ class PoolSegment(Recovery):
                 self.paused.remove(chunk)
         else:
             self.working -= 1
-            self._release()
+            self.release()
         self._maybe_done()
 
     def _maybe_done(self) -> None:

@@ -12,7 +12,7 @@ from tournant.engine.channel import Attempt
 from tournant.engine.chunk import Chunk
 from tournant.engine.lineage import Item
 from tournant.engine.segment import Segment
-from tournant.errors import StageTimeout, WorkerDied
+from tournant.errors import BatchMismatch, StageTimeout, WorkerDied
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -26,6 +26,8 @@ class Recovery(Segment):
     Attributes:
         returning: attempts that wait for their backoff.
         in_work: items out on lanes.
+        chunks: those out on a lane.
+        stuck: timed out on a thread that can't be stopped; it no longer counts as work.
     """
 
     def __init__(self, run: Run, stages: list[Stage], limits: list[int]) -> None:
@@ -35,6 +37,8 @@ class Recovery(Segment):
         self.timeout = next((s.timeout for s in stages if s.timeout is not None), None)
         self.in_work = 0
         self.returning = 0
+        self.chunks: set[Chunk] = set()
+        self.stuck: set[Chunk] = set()
         self._timers: set[asyncio.TimerHandle] = set()
 
     def _chunk_over(self, chunk: Chunk) -> None:
@@ -63,9 +67,12 @@ class Recovery(Segment):
         final = attempt is not None and attempt.final
         if not final and not self.run.halted and self.run.failures.wants_retry(stage, error, count):
             self._again(Attempt(None, rows, count=count), stage, count, len(rows))
-        elif len(rows) == 1:
-            self.gone(rows[0], None, 0, error, count)
+        elif len(rows) == 1 or isinstance(error, BatchMismatch):
+            # A wrong number of results is no row's fault, and smaller batches would only hide it.
+            for row in rows:
+                self.gone(row, None, 0, error, count)
         elif not self.run.halted:
+            self._not_begun(len(rows))
             half = len(rows) // 2
             for part in (rows[half:], rows[:half]):
                 self.inbox.again.appendleft(Attempt(None, part, count=count, final=True))
@@ -74,6 +81,7 @@ class Recovery(Segment):
     def _again(self, attempt: Attempt, stage: Stage, count: int, rows: int) -> None:
         assert stage.retry is not None
         self.stats[0].retried += rows
+        self._not_begun(rows)
         delay = stage.retry.wait(count)
         self.stats[0].wait_limit += delay
         self.returning += 1
@@ -86,6 +94,11 @@ class Recovery(Segment):
 
         timer = self.run.loop.call_later(delay, due)
         self._timers.add(timer)
+
+    def _not_begun(self, rows: int) -> None:
+        """Take items that run again out of the counts: each is counted once, however often it is tried."""
+        self.stats[0].started -= rows
+        self.stats[0].left -= rows
 
     def on_failed(self, chunk: Chunk, error: BaseException) -> None:
         """A chunk could not start: alone, its item fails; with others, each is tried alone."""
@@ -128,6 +141,9 @@ class Recovery(Segment):
         self.run.schedule()
 
     def _halve_dead(self, rows: list[Item]) -> None:
+        if self.run.halted:
+            return
+        self._not_begun(len(rows))
         half = len(rows) // 2
         for part in (rows[half:], rows[:half]):
             self.inbox.again.appendleft(Attempt(None, part, deaths=1, final=True))
@@ -141,12 +157,37 @@ class Recovery(Segment):
             self.stats[0].left += rows
         return rest
 
+    def tick(self, now: float) -> None:
+        """Send results that wait behind a long item, and end attempts that take too long."""
+        for chunk in list(self.chunks):
+            outbox = chunk.outbox
+            if outbox is not None and now - outbox.last_flush > 0.02 and chunk.flush(outbox):
+                # Whose results are on their way is not to blame for what takes long.
+                continue
+            if (
+                self.timeout is not None
+                and chunk.progress
+                and not chunk.paused
+                and not chunk.timed_out
+                and now - chunk.progress > self.timeout
+            ):
+                chunk.timed_out = True
+                if not chunk.kill():
+                    # A thread can't be stopped. It is left behind, and its slot goes to somebody else: a call that
+                    # hangs seldom computes, and two of them must not bring the run to a halt.
+                    self._timed_out(chunk, self._unreported(chunk))
+                    chunk.abandon()
+                    self._chunk_over(chunk)
+                    self.stuck.add(chunk)
+                    self.run.schedule()
+
     def _alone(self, chunk: Chunk, rest: list[Any], deaths: int) -> None:
         before = chunk.attempt
         count = before.count if before is not None else 0
         deaths += before.deaths if before is not None else 0
         again = []
         for n, unit in enumerate(rest):
+            self._not_begun(len(unit) if isinstance(unit, list) else 1)
             skip = chunk.children if self.flat and n == 0 else 0
             if isinstance(unit, list):
                 final = before.final if before is not None else False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine
@@ -12,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant import sync
-from tournant.engine import plan
+from tournant.engine import crew, plan
 from tournant.engine.barriers import Barrier, Ordered
 from tournant.engine.budget import Budget, size_of
 from tournant.engine.channel import Channel
@@ -21,9 +20,11 @@ from tournant.engine.lineage import ARRIVED, CLOSED, DROPPED, FAILED, Input, Ite
 from tournant.engine.pool_segment import PoolSegment
 from tournant.engine.segment import Segment
 from tournant.engine.source import Source
+from tournant.engine.stall import Lookout
 from tournant.engine.summary import build_report
 from tournant.errors import LostItems, RunClosed, SourceFailed, TournantError, short
 from tournant.pool import lanes
+from tournant.pool.steps import plain
 from tournant.report import Report, RunSnapshot
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from tournant.pipeline import Pipeline
     from tournant.stages import Stage
 
-#: Seconds between two looks after what nothing else wakes up for.
-_TICK = 0.05
+#: Seconds that cancelled calls get to clean up.
+_CANCEL_SECONDS = 5.0
 
 
 class Run:
@@ -41,6 +42,7 @@ class Run:
     Attributes:
         collector: takes the value of each item that arrives, where the last stage is no sink.
         results: the channel that a streaming consumer reads; ``None`` otherwise.
+        consuming: a streaming consumer works on a result.
         halted: nothing new starts any more.
         closed: the run has ended and given everything back.
     """
@@ -70,6 +72,7 @@ class Run:
         self.halted = False
         self.closed = False
         self.draining = False
+        self.consuming = False
         self.cancelled = False
         self.done = self.failed = self.skipped = self.filtered = 0
         self.outputs = 0
@@ -77,6 +80,7 @@ class Run:
         self.warnings: list[str] = []
         self.books: Bookkeeping | None = None
         self.source_iterable: Any = None
+        self.source_is_async = False
         self.total: int | None = None
         self.began = perf_counter()
         self.ended: float | None = None
@@ -84,9 +88,10 @@ class Run:
         self.results: Channel | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._scheduled = False
-        self._wants_slot: dict[PoolSegment, float] = {}
-        self._tick_handle: asyncio.TimerHandle | None = None
-        self._moved = -1
+        self.wants_slot: dict[PoolSegment, float] = {}
+        self.lookout = Lookout(self)
+        self._hosted = False
+        self._closing: asyncio.Task[Report] | None = None
         self._loop_thread = threading.get_ident()
         self.finished: asyncio.Future[None] = self.loop.create_future()
 
@@ -116,7 +121,9 @@ class Run:
     async def start(self) -> None:
         """Open the ledger, start the workers, begin to read the source."""
         pipeline = self.pipeline
-        sync.hosts(self._loop_thread)
+        if not self.inline:
+            sync.hosts(self._loop_thread)
+            self._hosted = True
         if pipeline.ledger is not None:
             from tournant.engine.bookkeeping import Bookkeeping
 
@@ -125,24 +132,21 @@ class Run:
                 pipeline.version,
                 lambda error: self._threadsafe(self._fatal, error),
             )
-            try:
-                await books.open()
-            except BaseException:
-                self._abort()
-                raise
+            await books.open()
             self.books = books
         try:
             source = pipeline.source() if pipeline.source_is_factory else pipeline.source
-        except Exception as error:
-            self.source_failed(error)
+        except BaseException as error:
+            self.source_failed(plain(error))
             source = ()
         self.source_iterable = source
+        self.source_is_async = hasattr(source, "__aiter__")
         try:
             self.total = len(source)
         except TypeError:
             self.total = None
         if self.books is None:
-            self.prestart()
+            crew.prestart(self)
         if self.budget is not None:
             self.budget.on_room = self.schedule
         for segment in self.segments:
@@ -150,7 +154,7 @@ class Run:
         if not self.segments and self.results is None:
             self.spawn(self._discard(), "tournant discard")
         self.spawn(self.source.feed(), "tournant source")
-        self._tick_handle = self.loop.call_later(_TICK, self._tick)
+        self.lookout.start()
 
     async def _discard(self) -> None:
         """The pipeline without stages: every input arrives as it is."""
@@ -162,21 +166,6 @@ class Run:
             if inbox.closed:
                 return
             await inbox.wait_items()
-
-    def prestart(self) -> None:
-        """Start processes, and build state, while the first items are being read."""
-        most = (
-            self.pool.slots.count if self.total is None else min(self.pool.slots.count, self.total)
-        )
-        for kind in ("threads", "processes"):
-            segments = [s for s in self.pool_segments if s.kind == kind]
-            if kind == "threads":
-                segments = [
-                    s for s in segments if any(stage.state is not None for stage in s.stages)
-                ]
-            if segments and most:
-                count = min(most, max(s.limit for s in segments))
-                self.pool.prestart(kind, count, [s.spec for s in reversed(segments)])
 
     async def wait(self) -> None:
         """Wait until every segment is done."""
@@ -190,16 +179,38 @@ class Run:
             PipelineFailed: the run was stopped by failures.
             TournantError: the source or the ledger failed.
         """
-        if self.report is not None:
-            return self.report
+        if self._closing is None:
+            # A task of its own: whoever waits for it may be cancelled, and several may wait.
+            self._closing = self.loop.create_task(self._close(), name="tournant close")
+            self._closing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():
+            try:
+                await asyncio.wait([self._closing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        return self._closing.result()
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closing is not None
+
+    async def _close(self) -> Report:
         self.ended = perf_counter()
-        if self._tick_handle is not None:
-            self._tick_handle.cancel()
+        self.lookout.stop()
         self.source.stop()
         for task in list(self._tasks):
             task.cancel()
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
+        if self._tasks:
+            self.warnings.append(
+                f"{len(self._tasks)} stage call(s) went on after they were cancelled: "
+                "a coroutine must let asyncio.CancelledError pass"
+            )
         stuck = sum(len(segment.stuck) for segment in self.pool_segments)
         if stuck:
             self.warnings.append(
@@ -207,15 +218,10 @@ class Run:
                 'on="processes" where calls may hang'
             )
         self.closed = True
-        sync.hosts_no_more(self._loop_thread)
+        if self._hosted:
+            sync.hosts_no_more(self._loop_thread)
         self.pool.slots.forget(self)
-        specs = [segment.spec for segment in self.pool_segments]
-        stateful = [spec for spec in specs if any(step[2] is not None for step in spec.steps)]
-        if self.private_pool:
-            await asyncio.to_thread(self.pool.close)
-        else:
-            self.pool.forget(stateful or [])
-            self.pool.forget([spec for spec in specs if spec not in stateful])
+        await crew.leave(self)
         self._check_share(final=True)
         if self.books is not None:
             try:
@@ -234,16 +240,10 @@ class Run:
         self.failures.raise_for(self.report)
         return self.report
 
-    def _abort(self) -> None:
-        """Give up a run that could not even start."""
-        sync.hosts_no_more(self._loop_thread)
-        self.closed = True
-        if self.private_pool:
-            self.pool.close()
-
     def _check_sum(self, report: Report) -> None:
         ended = report.done + report.failed + report.skipped + report.filtered
-        stopped_early = self.halted or self.cancelled
+        # What a drained source had given in advance is interrupted too.
+        stopped_early = self.halted or self.cancelled or report.interrupted == self.source.unused
         if ended + report.interrupted != report.sourced or (
             report.interrupted and not stopped_early
         ):
@@ -331,11 +331,8 @@ class Run:
         if not task.cancelled() and task.exception() is not None:
             error = task.exception()
             assert error is not None
-            if not isinstance(error, Exception):
-                error = RuntimeError(repr(error))
-            self._fatal(error)
-            if not self.finished.done():
-                self.finished.set_result(None)
+            self._fatal(plain(error))
+            self._cancel()
 
     def segment_done(self) -> None:
         """A segment (or the source) has passed on its last item."""
@@ -350,16 +347,18 @@ class Run:
             self.loop.call_soon(self._dispatch)
 
     def slot_freed(self) -> None:
-        """Another run gave a slot back; called from any thread."""
-        with contextlib.suppress(RuntimeError):
+        """A slot is kept for this run; called from any thread."""
+        try:
             self.loop.call_soon_threadsafe(self.schedule)
+        except RuntimeError:  # The loop was closed under the run.
+            self.pool.slots.forget(self)
 
     def _dispatch(self) -> None:
         """Give slots to the segments closest to the sink that have work and room."""
         self._scheduled = False
         if self.closed:
             return
-        wants = self._wants_slot
+        wants = self.wants_slot
         for segment in self.pool_segments:
             while segment.ready():
                 if not segment.acquire():
@@ -368,7 +367,13 @@ class Run:
                 since = wants.pop(segment, None)
                 if since is not None:
                     segment.stats[0].wait_slot += perf_counter() - since
-                segment.dispatch()
+                try:
+                    segment.dispatch()
+                except Exception as error:
+                    # The pool was shut down, or the machine has no thread left.
+                    segment.release()
+                    self._fatal(error)
+                    return
             else:
                 wants.pop(segment, None)
         if not wants:
@@ -385,13 +390,6 @@ class Run:
         assert self.budget is not None
         item.size = size_of(item.value)
         self.budget.add(item.size)
-
-    async def admit_child(self, child: Item, parent: Item) -> None:
-        """Wait until memory allows one more child of a fan-out."""
-        assert self.budget is not None
-        child.size = size_of(child.value)
-        await self.budget.admitted(child.size, parent=parent.size, child=True)
-        self.budget.add(child.size)
 
     def change(self, item: Item, value: Any) -> None:
         """Give an item the value that a stage made of it."""
@@ -478,26 +476,6 @@ class Run:
             self._fatal(error)
 
     # Looking at it.
-
-    def _tick(self) -> None:
-        now = perf_counter()
-        for segment in self.segments:
-            segment.tick(now)
-        self._relieve()
-        self._tick_handle = self.loop.call_later(_TICK, self._tick)
-
-    def _relieve(self) -> None:
-        """When the source waits and nothing moves, partial batches must go, or nothing ever will."""
-        stuck = self.source.waiting or (
-            self.budget is not None and (self.budget.waiting or self.budget.blocked)
-        )
-        moved = sum(
-            stats.left + stats.started for segment in self.segments for stats in segment.stats
-        )
-        if stuck and moved == self._moved and all(segment.idle() for segment in self.segments):
-            for segment in reversed(self.segments):
-                segment.relieve()
-        self._moved = moved
 
     def snapshot(self) -> RunSnapshot:
         """Return the run as it stands. May be called from any thread."""

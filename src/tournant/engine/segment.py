@@ -76,8 +76,9 @@ class Segment:
         stats = self.stats[n]
         return stats.started - stats.left
 
-    def relieve(self) -> None:
-        """Let go of what waits for more input, because no more input can come before it goes."""
+    def relieve(self) -> bool:
+        """Let go of what waits for more input, because no more input can come before it goes; False if there is nothing."""
+        return False
 
     def tick(self, now: float) -> None:
         """Look after what nothing else wakes up for; called every few dozen milliseconds."""

@@ -7,24 +7,26 @@ files), is advanced on a thread of the run in short batches. Async iterables are
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import queue
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from tournant.engine import crew
 from tournant.engine.lineage import Input, Item
+from tournant.engine.puller import Entry, Puller
 from tournant.errors import SourceFailed
+from tournant.pool.steps import plain
 
 if TYPE_CHECKING:
     from tournant.engine.channel import Channel
     from tournant.engine.run import Run
 
-#: Seconds and items after which a batch from the source's thread is handed over.
-_BATCH_SECONDS = 0.002
-_BATCH_ITEMS = 512
+#: Inputs that the source's thread may run ahead; more of them make the ledger's look-ups cheaper.
+_AHEAD = 64
+_AHEAD_WITH_LEDGER = 256
+#: The share of a memory limit that may be pulled ahead is one over this.
+_AHEAD_SHARE = 8
 _READ_ON_LOOP: tuple[type, ...] = (
     list,
     tuple,
@@ -36,8 +38,6 @@ _READ_ON_LOOP: tuple[type, ...] = (
     type({}.values()),
     type({}.items()),
 )
-
-_Entry = tuple[Any, Any, Any]
 
 
 def default_key(value: Any, position: int) -> Any:
@@ -55,6 +55,7 @@ class Source:
     Attributes:
         sourced: inputs taken, those skipped by the ledger included.
         admitted: inputs that entered the first channel; the next one's index.
+        unused: inputs that the source gave and a run that was stopped did not take in.
         waiting: it waits for room, for the window or for memory.
     """
 
@@ -63,13 +64,14 @@ class Source:
         self.inbox = inbox
         self.sourced = 0
         self.admitted = 0
+        self.unused = 0
         self.stopped = False
         self.waiting = False
         self.done = False
         self.wait_output = 0.0
         self._window: asyncio.Future[None] | None = None
         self._pulling: asyncio.Task[Any] | None = None
-        self._puller: _Puller | None = None
+        self._puller: Puller | None = None
 
     def stop(self) -> None:
         """Take no more inputs."""
@@ -90,7 +92,9 @@ class Source:
         """Put every input into the first channel."""
         run = self.run
         try:
-            if run.pipeline.is_async_source:
+            if self.stopped:
+                pass
+            elif run.source_is_async:
                 await self._feed_async()
             elif run.books is None and (
                 run.inline
@@ -102,8 +106,10 @@ class Source:
                 await self._feed_list(run.source_iterable)
             else:
                 await self._feed_thread()
-        except Exception as error:
-            run.source_failed(error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            run.source_failed(plain(error))
         finally:
             self.done = True
             self.inbox.close()
@@ -169,22 +175,36 @@ class Source:
                 await close()
 
     async def _feed_thread(self) -> None:
-        puller = self._puller = _Puller(self.run.loop, self.run.source_iterable, self._name)
+        run = self.run
+        budget = run.budget
+        puller = self._puller = Puller(
+            run.loop,
+            run.source_iterable,
+            self._name,
+            ahead=_AHEAD if run.books is None else _AHEAD_WITH_LEDGER,
+            weigh=run.size_of if budget is not None else None,
+            most_bytes=budget.limit // _AHEAD_SHARE if budget is not None else 0,
+        )
         try:
-            async with contextlib.aclosing(puller.batches()) as batches:
-                async for batch in batches:
-                    if self.run.books is not None:
-                        await self._put_new(batch)
-                    else:
-                        for entry in batch:
-                            await self._put(entry)
-                            if self.stopped:
-                                break
-                    if self.stopped:
-                        break
-                    self.inbox.added()
+            while not self.stopped:
+                entries = await puller.take()
+                if not entries:
+                    break
+                if run.books is not None:
+                    await self._put_new(entries)
+                else:
+                    for entry in entries:
+                        await self._put(entry)
+                        if self.stopped:
+                            break
+                self.inbox.added()
         finally:
-            puller.close()
+            await puller.close()
+            # What was pulled and did not get in is lost to a source that can't be asked again: say how much it was.
+            self.unused = puller.pulled - puller.put
+            self.sourced += self.unused
+            if puller.problem is not None:
+                run.warnings.append(f"closing the source raised {puller.problem!r}")
 
     def _name(self, value: Any, position: int) -> tuple[Any, Any]:
         """Return key and fingerprint of an input; on whichever thread the source is advanced."""
@@ -192,7 +212,7 @@ class Source:
         key = default_key(value, position) if pipeline.key is None else _keyed(pipeline.key, value)
         return key, pipeline.fingerprint(value) if pipeline.fingerprint is not None else None
 
-    async def _put_new(self, batch: list[_Entry]) -> None:
+    async def _put_new(self, batch: list[Entry]) -> None:
         """Put in what the ledger doesn't know as done and unchanged."""
         run = self.run
         books = run.books
@@ -206,13 +226,14 @@ class Source:
             if not needed:
                 self.sourced += 1
                 run.skipped += 1
+                self._was_put()
                 continue
             await books.room()
             if not self.admitted:
-                run.prestart()
+                crew.prestart(run)
             await self._put(entry)
 
-    async def _put(self, entry: _Entry) -> None:
+    async def _put(self, entry: Entry) -> None:
         value, key, fingerprint = entry
         run, inbox = self.run, self.inbox
         if len(inbox.items) >= inbox.capacity or run.ordered or run.budget is not None:
@@ -224,8 +245,13 @@ class Source:
             run.enter(item)
         self.sourced += 1
         self.admitted += 1
+        self._was_put()
         inbox.items.append(item)
         inbox.added()
+
+    def _was_put(self) -> None:
+        if self._puller is not None:
+            self._puller.was_put()
 
     def _within_window(self) -> bool:
         return all(self.admitted - barrier.head < barrier.window for barrier in self.run.ordered)
@@ -243,7 +269,7 @@ class Source:
                 self._window = run.loop.create_future()
                 await self._window
             if run.budget is not None and not self.stopped:
-                await run.budget.admitted(run.size_of(value))
+                await run.budget.input(run.size_of(value))
         finally:
             self.waiting = False
             self.wait_output += perf_counter() - began
@@ -256,108 +282,3 @@ def _keyed(key_of: Callable[[Any], Any], value: Any) -> Any:
         raise SourceFailed(
             f"key= raised {type(error).__name__} for the input {value!r:.80}: {error}"
         ) from error
-
-
-class _Puller:
-    """Advances an iterable on a thread of its own, so that it may block."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        iterable: Any,
-        name: Callable[[Any, int], tuple[Any, Any]],
-    ) -> None:
-        self._loop = loop
-        self._iterable = iterable
-        self._name = name
-        self._orders: queue.SimpleQueue[asyncio.Future[tuple[list[_Entry], bool]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._awaited: asyncio.Future[tuple[list[_Entry], bool]] | None = None
-        self._thread = threading.Thread(target=self._work, name="tournant-source", daemon=True)
-        self._thread.start()
-
-    async def batches(self) -> AsyncGenerator[list[_Entry], None]:
-        """Yield batches until the iterable is exhausted."""
-        more = True
-        order = self._order()
-        while more:
-            self._awaited = order
-            batch, more = await order
-            if more:
-                # The next batch is pulled while this one is put in.
-                order = self._order()
-            yield batch
-
-    def stop(self) -> None:
-        """Wait no longer for a batch that may never come."""
-        if self._awaited is not None and not self._awaited.done():
-            self._awaited.set_result(([], False))
-
-    def close(self) -> None:
-        """Have the thread close the iterable and end."""
-        self._orders.put(None)
-
-    def _order(self) -> asyncio.Future[tuple[list[_Entry], bool]]:
-        order: asyncio.Future[tuple[list[_Entry], bool]] = self._loop.create_future()
-        # Whoever stops early leaves an order behind; its error is nobody's business then.
-        order.add_done_callback(lambda f: None if f.cancelled() else f.exception())
-        self._orders.put(order)
-        return order
-
-    def _work(self) -> None:
-        iterator: Iterator[Any] | None = None
-        position = 0
-        try:
-            while True:
-                order = self._orders.get()
-                if order is None:
-                    return
-                batch: list[_Entry] = []
-                more = True
-                try:
-                    if iterator is None:
-                        iterator = iter(self._iterable)
-                    due = perf_counter() + _BATCH_SECONDS
-                    while len(batch) < _BATCH_ITEMS:
-                        try:
-                            value = next(iterator)
-                        except StopIteration:
-                            more = False
-                            break
-                        batch.append((value, *self._name(value, position)))
-                        position += 1
-                        if perf_counter() > due:
-                            break
-                except Exception as error:
-                    # What was pulled before the error goes in all the same.
-                    if batch:
-                        self._answer(order, (batch, True), None)
-                        order = self._orders.get()
-                        if order is None:
-                            return
-                    self._answer(order, None, error)
-                    continue
-                self._answer(order, (batch, more), None)
-        finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
-
-    def _answer(
-        self,
-        order: asyncio.Future[tuple[list[_Entry], bool]],
-        result: tuple[list[_Entry], bool] | None,
-        error: Exception | None,
-    ) -> None:
-        def answer() -> None:
-            if order.done():
-                return
-            if error is not None:
-                order.set_exception(error)
-            elif result is not None:
-                order.set_result(result)
-
-        # A loop that is closed has nobody left who ordered.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(answer)

@@ -78,10 +78,10 @@ class StageStats:
         return 0.0
 
     def snapshot(self, queued: int, running: int) -> StageSnapshot:
-        """Return the stage as it stands."""
-        self.fold()
+        """Return the stage as it stands. Changes nothing, so any thread may ask."""
+        busy = self.busy + sum(self.times)
         return StageSnapshot(
-            self.name, self.on, self.started, self.items_out, self.failed, self.retried, queued, running, self.busy,
+            self.name, self.on, self.started, self.items_out, self.failed, self.retried, queued, running, busy,
             self.limit,
         )  # fmt: skip
 

@@ -53,7 +53,7 @@ def build_report(run: Run) -> Report:
         failed=run.failed,
         skipped=run.skipped,
         filtered=run.filtered,
-        interrupted=run.source.admitted - ended,
+        interrupted=run.source.admitted - ended + run.source.unused,
         outputs=run.outputs,
         failures=tuple(run.failures.items),
         stages=tuple(stages),

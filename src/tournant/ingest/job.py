@@ -7,25 +7,34 @@ document again changes nothing.
 
 from __future__ import annotations
 
-import fnmatch
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import tournant as tn
 from tournant.ingest import stages
+from tournant.ingest.choosing import PathSet, matcher, on_the_way, places
 from tournant.ingest.chunkers import ChunkSettings
 from tournant.ingest.embedders import embedder as make_embedder
-from tournant.ingest.errors import IndexMissing, IndexTrouble, InvalidOption, UnreadableFile
+from tournant.ingest.errors import (
+    EmbedderUnavailable,
+    IndexMissing,
+    IndexTrouble,
+    InvalidOption,
+    MissingExtra,
+    UnreadableFile,
+)
 from tournant.ingest.indexes.base import Hit, IndexSettings, Mode
-from tournant.ingest.indexes.files import is_being_written
+from tournant.ingest.indexes.files import is_being_written, read_json, write_failed, write_json
 from tournant.ingest.indexes.lance import LanceIndex
 from tournant.ingest.readers.opening import MAX_BYTES
 from tournant.ingest.readers.registry import SUFFIXES
 from tournant.ingest.walk import FoundFile, absolute, vanished, walk
+from tournant.ledger import Entry
 
 if TYPE_CHECKING:
     from tournant.ledger import RunRecord
@@ -36,6 +45,7 @@ __all__ = ["Hit", "IndexStatus", "IngestOptions", "IngestOutcome", "run_ingest",
 VERSION = "1"
 _LEDGER = "ledger.db"
 _JOB = "job.json"
+_RECALL, _INDEX = "recall", "index"
 #: Chunks (and documents) in one commit, and the seconds after which a smaller one is made.
 _COMMIT_WEIGHT = 4096
 _COMMIT_WAIT = 0.5
@@ -162,11 +172,13 @@ def run_ingest(
 
     Raises:
         InvalidOption: an option can't be as it was given.
-        EmbedderUnavailable: the embedder's files are missing.
+        MissingExtra: a package that every ingest needs is not installed.
+        EmbedderUnavailable: the embedder's files are missing or damaged.
         IndexMismatch: the index was built with another embedder or other chunks.
         IndexBusy: another ingest writes to it.
         IndexWriteFailed: the disk is full or refuses; a rerun completes.
     """
+    _require("an ingest", "lancedb", "semantic-text-splitter")
     chunking = ChunkSettings(options.chunk_size, options.chunk_overlap)
     model = make_embedder(options.embedder)
     settings = IndexSettings(model.name, model.dimensions, chunking.name)
@@ -183,36 +195,52 @@ class _Ingest:
         self.chunking = chunking
         self.index = index
         self.ledger = tn.Ledger(os.path.join(index.directory, _LEDGER))
-        self.found: set[str] = set()
+        self.known = index.sources()  # before anything of this run is written
+        self.found = PathSet()
         self.problems: list[UnreadableFile] = []
         self.writer = stages.Writer(index)
-        self.recall = stages.Recall(index)
+        self.recall = stages.Recall(index, self.known)
 
     def run(self, on_start: Callable[[tn.Watched], None] | None) -> IngestOutcome:
         with self.ledger:
-            if not self.index.sources():
+            if not self.known:
                 # The table has been deleted or never came about: what the ledger says is done is not there.
                 self.ledger.forget(list(self.ledger.keys()))
-            drained: list[tn.Watched] = []
+            runs: list[tn.Watched] = []
 
             def started(run: tn.Watched) -> None:
-                drained.append(run)
+                runs.append(run)
                 if on_start is not None:
                     on_start(run)
 
             try:
                 report = self.pipeline().run(on_start=started)
             except tn.PipelineFailed as failed:
-                for error in failed.exceptions:
-                    if isinstance(error, (IndexTrouble, tn.LedgerError)):
-                        raise error from failed
-                raise
+                raise self.cause_of(failed) from failed
+            for failure in report.failures:
+                if isinstance(failure.error, EmbedderUnavailable):
+                    raise failure.error  # nothing is wrong with the document
             removed = 0
-            if report.sourced == len(self.found) and not report.interrupted and not drained[0].stopped:
+            if report.sourced == len(self.found) and not report.interrupted and not runs[0].stopped:
                 removed = self.remove_vanished()
+            self.record_problems()
         rejected = [(problem.path, problem.reason) for problem in self.problems]
         rejected += [(str(failure.key), reason_of(failure.error)) for failure in report.failures]
-        return IngestOutcome(report, self.writer.chunks, self.recall.reused, removed, tuple(rejected))
+        return IngestOutcome(
+            report, self.writer.chunks, self.recall.reused, removed, tuple(rejected)
+        )
+
+    def cause_of(self, failed: tn.PipelineFailed) -> Exception:
+        """Find what stopped a run among all that failed in it: the documents that were skipped say nothing of that."""
+        for error in failed.exceptions:
+            if isinstance(error, (IndexTrouble, tn.LedgerError)):
+                return error
+        for failure in failed.failures:
+            if failure.stage in (_RECALL, _INDEX):
+                return IndexTrouble(
+                    self.index.directory, f"could not be used: {_said(failure.error)}"
+                )
+        return failed
 
     def pipeline(self) -> tn.Pipeline:
         """Describe the ingest."""
@@ -233,13 +261,12 @@ class _Ingest:
             .map(stages.reader(options.max_file_size), on="processes", name="read")
             .map(stages.cut, on="processes", state=chunker, name="chunk")
         )
-        known = bool(self.index.sources())
-        if known:
+        if self.known:
             pipeline = pipeline.map_batches(
                 self.recall, size=_RECALL_DOCUMENTS, max_wait=0.02, blocking=True, on="threads", concurrency=2,
-                name="recall",
+                on_error="stop", name=_RECALL,
             )  # fmt: skip
-        if known or options.embedder != "static":
+        if self.known or options.embedder != "static":
             pipeline = pipeline.map_batches(
                 stages.embed_all, size=_EMBED_DOCUMENTS, on="processes", state=model, name="embed"
             )
@@ -247,47 +274,53 @@ class _Ingest:
             # One document at a time is as fast, and so reading, cutting and embedding need only one hop.
             pipeline = pipeline.map(stages.embed, on="processes", state=model, name="embed")
         return pipeline.batch(
-            weight=stages.chunk_count, max_weight=_COMMIT_WEIGHT, max_wait=_COMMIT_WAIT, name="collect"
-        ).for_each(self.writer, on="threads", blocking=True, concurrency=1, on_error="stop", name="index")
+            weight=stages.chunk_count,
+            max_weight=_COMMIT_WEIGHT,
+            max_wait=_COMMIT_WAIT,
+            name="collect",
+        ).for_each(
+            self.writer, on="threads", blocking=True, concurrency=1, on_error="stop", name="index"
+        )
 
     def files(self) -> Iterator[FoundFile]:
         """Walk the paths; the index's own folder is left out."""
         options = self.options
-        excluded = _matcher(options.exclude)
-        included = _matcher(options.include)
-        suffixes = None if options.include else SUFFIXES
+        included = matcher(options.include)
         for file in walk(
             options.paths,
             on_problem=self.problems.append,
-            suffixes=suffixes,
-            exclude=(self.index.directory,),
+            suffixes=None if options.include else SUFFIXES,
+            exclude=places(self.index.directory, options.paths),
+            leave_out=matcher(options.exclude) if options.exclude else None,
         ):
-            if options.exclude and excluded(file):
-                continue
-            if options.include and not included(file):
+            if options.include and not on_the_way(included, file.path, file.root):
                 continue
             self.found.add(file.path)
             yield file
 
     def remove_vanished(self) -> int:
-        """Take documents out of the index whose files are gone."""
-        known = {key for key in self.ledger.keys() if isinstance(key, str)} | self.index.sources()
-        gone = vanished(known, self.found, self.options.paths, [p.path for p in self.problems])
-        if gone:
-            self.index.remove(gone)
-            self.ledger.forget(gone)
+        """Take documents out of the index whose files are gone, and forget files that failed and are gone."""
+        gone = self.gone(chain(map(str, self.ledger.keys()), self.known))
+        # The ledger first: were it last, a kill in between and then the very same file back in its place would leave a
+        # document that the ledger calls done and the index does not have.
+        self.ledger.forget(gone)
+        self.index.remove(gone)
+        self.ledger.forget(self.gone(str(entry.key) for entry in self.ledger.failures()))
         return len(gone)
 
+    def gone(self, known: Iterable[str]) -> set[str]:
+        return set(vanished(known, self.found, self.options.paths, [p.path for p in self.problems]))
 
-def _matcher(globs: tuple[str, ...]) -> Callable[[FoundFile], bool]:
-    """Match a file by its name, its path below the argument, its whole path, or a folder on the way to it."""
-
-    def matches(file: FoundFile) -> bool:
-        below = os.path.relpath(file.path, file.root)
-        names = [os.path.basename(file.path), below, file.path, *below.split(os.sep)[:-1]]
-        return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
-
-    return matches
+    def record_problems(self) -> None:
+        """Note what the walk could not look at beside the files that could not be read, for `status`."""
+        self.ledger.record(
+            [
+                Entry(problem.path, None, VERSION, "failed", 0, "find", _said(problem), 1)
+                for problem in self.problems
+                # A mistyped argument is no matter of the index.
+                if os.path.lexists(problem.path)
+            ]
+        )
 
 
 def _path(file: FoundFile) -> str:
@@ -302,7 +335,24 @@ def reason_of(error: Exception) -> str:
     """Say why a file did not get in, in one sentence."""
     if isinstance(error, UnreadableFile):
         return error.reason
+    return _said(error)
+
+
+def _require(purpose: str, *packages: str) -> None:
+    """Refuse to begin without these packages, rather than to fail at every document."""
+    for package in packages:
+        if find_spec(package.replace("-", "_")) is None:
+            raise MissingExtra(purpose, package, "ingest")
+
+
+def _said(error: Exception) -> str:
+    """Say an error as the ledger of a run does."""
     return f"{type(error).__name__}: {error}"
+
+
+def _reason_in(entry: Entry) -> str:
+    """Return what `reason_of` would have said of a recorded failure."""
+    return (entry.error or "").removeprefix(_said(UnreadableFile(str(entry.key), "")))
 
 
 def _remember(directory: str, spec: str) -> None:
@@ -311,33 +361,29 @@ def _remember(directory: str, spec: str) -> None:
     if colon:
         spec = f"{kind}:{absolute(os.path.expanduser(folder))}"
     path = os.path.join(directory, _JOB)
-    text = json.dumps({"embedder": spec})
+    if read_json(path) == {"embedder": spec}:
+        return
     try:
-        with open(path, encoding="utf-8") as file:
-            if file.read() == text:
-                return
-    except OSError:
-        pass
-    draft = f"{path}.new"
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+        write_json(path, {"embedder": spec})
+    except OSError as error:
+        raise write_failed(directory, error) from error
 
 
 def _recollect(directory: str) -> str:
-    try:
-        with open(os.path.join(directory, _JOB), encoding="utf-8") as file:
-            return str(json.load(file)["embedder"])
-    except (OSError, ValueError, KeyError) as error:
-        raise IndexMissing(
-            os.path.abspath(directory), f"has no usable {_JOB} ({error}); run 'tournant ingest' on it once"
-        ) from error
+    directory = os.path.abspath(directory)
+    kept = read_json(os.path.join(directory, _JOB))
+    if not isinstance(kept, dict) or not isinstance(kept.get("embedder"), str):
+        raise IndexMissing(directory, f"has no usable {_JOB}; run 'tournant ingest' on it once")
+    return str(kept["embedder"])
 
 
 def search(
-    directory: str, query: str, *, limit: int = 5, mode: Mode = "hybrid", embedder: str | None = None
+    directory: str,
+    query: str,
+    *,
+    limit: int = 5,
+    mode: Mode = "hybrid",
+    embedder: str | None = None,
 ) -> list[Hit]:
     """Find the passages of an index that fit some words best.
 
@@ -349,10 +395,12 @@ def search(
         embedder: spec of the embedder; by default the one that the index was built with.
 
     Raises:
+        MissingExtra: a package is not installed.
         IndexMissing: there is no index.
         IndexMismatch: the embedder is not the one that the index was built with.
         SearchFailed: the store could not answer.
     """
+    _require("a search", "lancedb")
     vector = None
     index = LanceIndex.open(directory)
     if mode != "text":
@@ -377,7 +425,7 @@ def status(directory: str) -> IndexStatus:
     last = None
     if os.path.exists(path):
         with tn.Ledger(path, lock=False) as ledger:
-            failures = tuple((str(e.key), e.error or "") for e in ledger.failures())
+            failures = tuple((str(e.key), _reason_in(e)) for e in ledger.failures())
             last = ledger.last_run()
     return IndexStatus(
         counts.documents,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tournant.ingest.documents import ChunkedDocument, EmbeddedDocument, text_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -113,14 +113,15 @@ class Recall:
 
     Args:
         index: the index that holds the documents' earlier state.
+        known: the sources that have one.
 
     Attributes:
         reused: chunks whose vectors were found.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, known: Container[str]) -> None:
         self._index = index
-        self._known = index.sources()
+        self._known = known
         self._lock = threading.Lock()
         self.reused = 0
 
@@ -146,7 +147,9 @@ class Recall:
 
         with self._lock:
             self.reused += len(rows)
-        return Recalled(document, tuple(n for n, _ in rows), np.stack([vector for _, vector in rows]))
+        return Recalled(
+            document, tuple(n for n, _ in rows), np.stack([vector for _, vector in rows])
+        )
 
 
 class Writer:

@@ -55,6 +55,7 @@ def walk(
     hidden: bool = False,
     follow_links: bool = False,
     exclude: Iterable[str] = (),
+    leave_out: Callable[[str, str], bool] | None = None,
 ) -> Iterator[FoundFile]:
     """Find files.
 
@@ -69,10 +70,17 @@ def walk(
         hidden: also take what begins with a dot. ``.git`` is never entered.
         follow_links: also follow links to folders; each folder is entered once, so loops end.
         exclude: folders that are not entered, such as that of the index.
+        leave_out: called with the path of a file or folder and its root; what it says yes to is neither looked at nor
+            entered. Arguments that are folders are not asked about.
     """
     roots = [absolute(path) for path in paths]
     finder = _Finder(
-        on_problem, suffixes, hidden, follow_links, {absolute(path) for path in exclude}
+        on_problem,
+        suffixes,
+        hidden,
+        follow_links,
+        {absolute(path) for path in exclude},
+        leave_out or _nothing,
     )
     for root in dict.fromkeys(roots):
         yield from finder.find(root)
@@ -88,12 +96,14 @@ class _Finder:
         hidden: bool,
         follow_links: bool,
         exclude: Collection[str],
+        leave_out: Callable[[str, str], bool],
     ) -> None:
         self._on_problem = on_problem
         self._suffixes = suffixes
         self._hidden = hidden
         self._follow_links = follow_links
         self._exclude = exclude
+        self._leave_out = leave_out
         self._files: set[str] = set()  # arguments that are files
         self._folders: set[str] = set()
         self._entered: set[tuple[int, int]] = set()  # with follow_links
@@ -108,11 +118,23 @@ class _Finder:
         kind = kind_of(status.st_mode)
         if kind == "a folder":
             yield from self._walk(root, root)
+        elif self._leave_out(root, root):
+            return
         elif kind is not None:
             self._on_problem(UnreadableFile(root, f"it is {kind}, not a regular file"))
-        elif root not in self._files and os.path.dirname(root) not in self._folders:
+        elif root not in self._files and not self._found_already(root):
             self._files.add(root)
             yield FoundFile(root, root, status.st_size, status.st_mtime_ns)
+
+    def _found_already(self, file: str) -> bool:
+        """Whether a walk through its folder has come upon a file and taken it."""
+        name = os.path.basename(file)
+        taken = self._suffixes is None or _suffix(name) in self._suffixes
+        return (
+            taken
+            and (self._hidden or not name.startswith("."))
+            and os.path.dirname(file) in self._folders
+        )
 
     def _walk(self, folder: str, root: str) -> Iterator[FoundFile]:
         waiting = [folder]
@@ -134,9 +156,12 @@ class _Finder:
                     continue
                 try:
                     if entry.is_dir(follow_symlinks=self._follow_links):
-                        inner.append(entry.path)
+                        if not self._leave_out(entry.path, root):
+                            inner.append(entry.path)
                         continue
                     if self._suffixes is not None and _suffix(name) not in self._suffixes:
+                        continue
+                    if self._leave_out(entry.path, root):
                         continue
                     if entry.is_file():
                         if self._files and entry.path in self._files:
@@ -173,6 +198,10 @@ class _Finder:
         elif os.path.islink(path) and "symbolic" in reason:
             reason = _LINK_LOOP
         self._on_problem(UnreadableFile(path, reason))
+
+
+def _nothing(path: str, root: str) -> bool:
+    return False
 
 
 def _name(entry: os.DirEntry[str]) -> str:

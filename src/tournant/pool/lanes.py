@@ -14,18 +14,21 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import Context
+from concurrent.futures import Future
+from contextvars import Context, ContextVar
+from time import monotonic
 from typing import Any, Protocol
 
 from tournant.errors import PoolClosed
 from tournant.pool.slots import Slots, cores
-from tournant.pool.steps import Outbox, Part, bind, run_chunk
+from tournant.pool.steps import Outbox, Part, bind, close_all, run_chunk
 
 #: Seconds after which an idle lane ends.
 IDLE = 30.0
 
 _numbers = itertools.count(1)
-_here = threading.local()
+#: Set where code runs on a slot of the pool, and in everything that takes over its context.
+_on_slot: ContextVar[bool] = ContextVar("tournant_on_slot", default=False)
 
 
 class Spec:
@@ -41,11 +44,19 @@ class Spec:
     __slots__ = ("_payload", "context", "number", "steps", "world")
 
     def __init__(
-        self, steps: Sequence[tuple[str, Callable[..., Any], Any]], context: Context, world: World
+        self,
+        steps: Sequence[tuple[str, Callable[..., Any], Any]],
+        context: Context,
+        world: World,
+        *,
+        takes_slot: bool,
     ) -> None:
         self.number = next(_numbers)
         self.steps = steps
         self.context = context
+        if takes_slot:
+            self.context = context.copy()
+            self.context.run(_on_slot.set, True)
         self.world = world
         self._payload: bytes | None = None
 
@@ -53,6 +64,11 @@ class Spec:
     def flat(self) -> bool:
         """Whether the last step fans out."""
         return self.steps[-1][0] == "flat_map"
+
+    @property
+    def closing(self) -> bool:
+        """Whether there is state to close when the run has ended."""
+        return any(state is not None and state.close is not None for *_, state in self.steps)
 
     def payload(self) -> bytes:
         """Return the steps, pickled for a worker process."""
@@ -66,7 +82,7 @@ class Spec:
 class World:
     """The working directory, environment and import path that worker processes inherit, as they are now."""
 
-    __slots__ = ("cwd", "environ", "log_level", "path")
+    __slots__ = ("cwd", "environ", "log_levels", "path")
 
     def __init__(self) -> None:
         try:
@@ -76,7 +92,13 @@ class World:
         self.environ = dict(os.environ)
         self.path = [entry or os.curdir for entry in sys.path]
         logging = sys.modules.get("logging")
-        self.log_level: int = logging.getLogger().level if logging is not None else 30
+        #: By logger name; the root logger's is "". A worker need not send what nobody would take.
+        self.log_levels: dict[str, int] = {"": 30}
+        if logging is not None:
+            self.log_levels[""] = logging.getLogger().level
+            for name, logger in list(logging.Logger.manager.loggerDict.items()):
+                if getattr(logger, "level", 0):
+                    self.log_levels[name] = logger.level
 
 
 class Job(Protocol):
@@ -87,6 +109,7 @@ class Job(Protocol):
     skip: int
     hold: bool
     announce: bool
+    abandoned: bool
     outbox: Outbox | None
 
     def began(self) -> None:
@@ -125,19 +148,37 @@ class Lane:
 
     def _guarded(self, job: Job) -> None:
         try:
-            self.execute(job)
+            if job.abandoned:
+                self.pool.put_back(self)
+                job.left()
+            else:
+                self.execute(job)
         except BaseException as error:
             # A bug in the lane itself: the run must hear of it rather than wait for ever.
             self.pool.put_back(self)
             job.failed(error)
 
+    def kill(self, job: Job) -> bool:
+        """Kill the process that works on `job`; False where it is a thread, which nobody can kill."""
+        return False
+
     def warm(self, spec: Spec) -> None:
         """Import a segment's callables and build its state ahead of the first item."""
         self.jobs.put(lambda: self.prepare(spec))
 
-    def forget(self, spec: Spec) -> None:
-        """Close and drop the state of a segment whose run has ended."""
-        self.jobs.put(lambda: self.drop(spec))
+    def forget(self, spec: Spec) -> Future[None]:
+        """Close and drop the state of a segment whose run has ended; the result says when that has been done."""
+        dropped: Future[None] = Future()
+
+        def drop() -> None:
+            try:
+                self.drop(spec)
+                dropped.set_result(None)
+            except BaseException as error:
+                dropped.set_exception(error)
+
+        self.jobs.put(drop)
+        return dropped
 
     def stop(self) -> None:
         """End the lane once its present job is done."""
@@ -151,8 +192,12 @@ class Lane:
         """Get ready for `spec`; a failure is kept for the first chunk to tell."""
         raise NotImplementedError
 
+    def knows(self, spec: Spec) -> bool:
+        """Tell whether the lane may have state of `spec`."""
+        raise NotImplementedError
+
     def drop(self, spec: Spec) -> None:
-        """Forget `spec`."""
+        """Forget `spec`; raises what closing its state raised."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -168,7 +213,11 @@ class Lane:
                 continue
             if job is None:
                 break
-            job()
+            try:
+                job()
+            except BaseException as error:
+                # Getting ready went wrong. The lane lives on: its next chunk meets the problem again and tells it.
+                sys.excepthook(type(error), error, error.__traceback__)
             del job
         self.close()
 
@@ -188,15 +237,15 @@ class ThreadLane(Lane):
             except BaseException as error:
                 self.bound[spec.number] = ([], error)
 
+    def knows(self, spec: Spec) -> bool:
+        """Tell whether the state of `spec` was built here."""
+        return spec.number in self.bound or not self.jobs.empty()
+
     def drop(self, spec: Spec) -> None:
         """Close the state of `spec`."""
         _, closing = self.bound.pop(spec.number, (None, ()))
         if not isinstance(closing, BaseException):
-            for close, state in closing:
-                try:
-                    close(state)
-                except Exception as error:
-                    sys.excepthook(type(error), error, error.__traceback__)
+            close_all(closing)
 
     def execute(self, job: Job) -> None:
         """Run a chunk, each call in a copy of the run's context."""
@@ -207,13 +256,10 @@ class ThreadLane(Lane):
             self.pool.put_back(self)
             job.failed(problem)
             return
-        holding = self.kind == "threads"
-        _here.lane = self if holding else None
 
         def send(part: Part) -> None:
             if part.last:
                 job.outbox = None
-                _here.lane = None
                 self.pool.put_back(self)
             job.part(part)
 
@@ -225,7 +271,6 @@ class ThreadLane(Lane):
         )
         if job.outbox is not None:  # Ended early: nobody wants the rest.
             job.outbox = None
-            _here.lane = None
             self.pool.put_back(self)
             job.left()
 
@@ -234,9 +279,8 @@ class ThreadLane(Lane):
         for number in list(self.bound):
             _, closing = self.bound.pop(number)
             if not isinstance(closing, BaseException):
-                for close, state in closing:
-                    with contextlib.suppress(Exception):
-                        close(state)
+                with contextlib.suppress(Exception):
+                    close_all(closing)
 
 
 class BlockingLane(ThreadLane):
@@ -281,7 +325,9 @@ class Pool:
         with self._lock:
             if self._closed:
                 return
-            while len(self._idle[kind]) < count:
+            # With another run at work there may be enough of them already, though they are not idle.
+            most = max(0, self.slots.count - sum(lane.kind == kind for lane in self._all))
+            for _ in range(min(most, count - len(self._idle[kind]))):
                 lane = self._start(kind)
                 self._all.add(lane)
                 self._idle[kind].append(lane)
@@ -313,13 +359,16 @@ class Pool:
             self._all.discard(lane)
             return True
 
-    def forget(self, specs: Sequence[Spec]) -> None:
-        """Have every lane close the state of segments whose run has ended."""
-        with self._lock:
-            lanes = list(self._all)
-        for lane in lanes:
-            for spec in specs:
-                lane.forget(spec)
+    def forget(self, specs: Sequence[Spec]) -> list[tuple[Spec, Future[None]]]:
+        """Have every lane drop segments whose run has ended; return what to wait for where there is state to close."""
+        return [
+            (spec, dropped)
+            for lane in self.lanes()
+            for spec in specs
+            if lane.knows(spec)
+            for dropped in [lane.forget(spec)]
+            if spec.closing
+        ]
 
     def lanes(self) -> Iterator[Lane]:
         """Iterate over all lanes, idle and busy."""
@@ -336,9 +385,10 @@ class Pool:
                 idle.clear()
         for lane in lanes:
             lane.stop()
+        due = monotonic() + timeout
         for lane in lanes:
             if lane.thread is not threading.current_thread():
-                lane.thread.join(timeout)
+                lane.thread.join(max(0.0, due - monotonic()))
 
 
 _shared: Pool | None = None
@@ -357,7 +407,7 @@ def shared() -> Pool:
 def holds_slot() -> bool:
     """Tell whether the calling code runs on a pool worker, so that a run it starts must not wait for the shared slots."""
     worker = sys.modules.get("tournant.pool.worker")
-    return getattr(_here, "lane", None) is not None or bool(worker is not None and worker.inside)
+    return _on_slot.get() or bool(worker is not None and worker.inside)
 
 
 def shutdown(timeout: float = 5.0) -> None:

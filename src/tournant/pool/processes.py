@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tournant.errors import NotPicklable, note, short
+from tournant.errors import NotPicklable, WorkerDied, note, short
 from tournant.pool import wire
 from tournant.pool.lanes import Job, Lane, Spec, World
 from tournant.pool.steps import Failed, Part
@@ -36,50 +36,82 @@ class ProcessLane(Lane):
         self._defined: set[int] = set()
         self._world: World | None = None
         self._environ: dict[str, str] = {}
+        self._job: Job | None = None
         self._alive = threading.Lock()
         super().__init__(pool, name)
         # The interpreter starts now, while its first chunk is still being read.
-        self.jobs.put(self._ensure)
+        self.jobs.put(self._start_early)
 
-    def kill(self) -> None:
-        """Kill the process, from any thread; the job in work is told that it died."""
+    def _start_early(self) -> None:
+        with contextlib.suppress(Exception):
+            self._ensure()
+
+    def kill(self, job: Job) -> bool:
+        """Kill the process if it is `job` that it works on, from any thread; the job is told that it died."""
         with self._alive:
-            if self.process is not None and self.process.returncode is None:
+            if self._job is job and self.process is not None and self.process.returncode is None:
                 self.process.kill()
+        return True
 
     def prepare(self, spec: Spec) -> None:
-        """Send the steps of `spec` ahead."""
-        with contextlib.suppress(OSError):
+        """Send the steps of `spec` ahead; what goes wrong is told when a chunk comes."""
+        with contextlib.suppress(Exception):
             self._define(spec)
 
+    def knows(self, spec: Spec) -> bool:
+        """Tell whether the process was told of `spec`."""
+        return spec.number in self._defined or not self.jobs.empty()
+
     def drop(self, spec: Spec) -> None:
-        """Have the process close the state of `spec`."""
-        if spec.number in self._defined:
-            self._defined.discard(spec.number)
-            with contextlib.suppress(OSError):
-                wire.write(self._requests, wire.dump(("forget", spec.number)))
+        """Have the process close the state of `spec`, and wait for that where there is some."""
+        if spec.number not in self._defined:
+            return
+        self._defined.discard(spec.number)
+        try:
+            wire.write(self._requests, wire.dump(("forget", spec.number, spec.closing)))
+            while spec.closing:
+                assert self._reader is not None
+                what, body = self._reader.read()
+                if what == "log":
+                    _relog(body)
+                elif what == "forgot":
+                    if body is not None:
+                        raise body
+                    break
+        except (OSError, EOFError):
+            self._bury()
 
     def execute(self, job: Job) -> None:
         """Send the chunk and pass its parts on."""
         try:
             pieces, unsent = self._pickled(job)
+            self._ensure()
         except Exception as error:
-            # Sooner or later every value is pickled by itself, so what fails here is the segment itself.
-            self.pool.put_back(self)
+            # Every value was tried by itself, so what fails here is the segment, or the start of the process.
+            self._put_back()
             job.failed(error)
             return
+        with self._alive:
+            self._job = job
         try:
+            if job.abandoned:
+                raise EOFError
             self._define(job.spec)
             wire.write(self._requests, pieces)
             self._receive(job, unsent)
         except (OSError, EOFError):
             how = self._bury()
-            self.pool.put_back(self)
+            self._put_back()
             job.died(how)
         except BaseException as error:
             self._bury()
-            self.pool.put_back(self)
+            self._put_back()
             job.failed(error)
+
+    def _put_back(self) -> None:
+        with self._alive:
+            self._job = None
+        self.pool.put_back(self)
 
     def close(self) -> None:
         """Let the process end by closing its pipe, and make sure that it does."""
@@ -123,7 +155,7 @@ class ProcessLane(Lane):
             elif what == "part":
                 part = body if merge is None else merge(body)
                 if part.last:
-                    self.pool.put_back(self)
+                    self._put_back()
                     job.part(part)
                     return
                 job.part(part)
@@ -131,7 +163,7 @@ class ProcessLane(Lane):
                 if not job.wanted():
                     raise EOFError
             elif what == "failed":
-                self.pool.put_back(self)
+                self._put_back()
                 job.failed(body)
                 return
             elif what == "log":
@@ -141,11 +173,22 @@ class ProcessLane(Lane):
         if self.process is not None and self.process.poll() is not None:
             self._bury()
         if self.process is None:
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:
+                self._bury()
+                raise WorkerDied(
+                    f"a worker process can't be started with {sys.executable!r} ({error}); look at the limits on processes "
+                    "and open files (ulimit -u, ulimit -n)"
+                ) from error
 
     def _spawn(self) -> None:
         requests, self._requests = os.pipe()
-        self._results, results = os.pipe()
+        try:
+            self._results, results = os.pipe()
+        except OSError:
+            os.close(requests)
+            raise
         for fd in (requests, results):
             _enlarge(fd)
         home = str(Path(__file__).resolve().parents[2])
@@ -161,6 +204,8 @@ class ProcessLane(Lane):
                     [
                         sys.executable,
                         *flags,
+                        # Without it, a pickle.py in the working directory would be imported for the real one.
+                        "-P",
                         "-m",
                         "tournant.pool.worker",
                         str(requests),
@@ -189,7 +234,7 @@ class ProcessLane(Lane):
             changes.update({k: None for k in self._environ if k not in world.environ})
             wire.write(
                 self._requests,
-                wire.dump(("world", world.cwd, changes, world.path, world.log_level)),
+                wire.dump(("world", world.cwd, changes, world.path, world.log_levels)),
             )
             self._world, self._environ = world, world.environ
         if spec.number not in self._defined:
@@ -232,22 +277,17 @@ class _Merge:
 
     def __call__(self, part: Part) -> Part:
         if self._flat:
-            ends: list[Any] = []
-            seen = 0
+            # Before the children of an item in work comes the end of whatever was unsent in front of it.
+            ends: list[Any] = [(0, failed) for failed in self._due()]
             for n, what in part.ends or ():
-                ends += [(seen, failed) for failed in self._due()]
                 ends.append((n, what))
-                seen = n
                 self._at += 1
-            if part.last:
-                ends += [(seen, failed) for failed in self._due()]
+                ends += [(n, failed) for failed in self._due()]
             return Part(part.values, ends, True, part.times, part.last)
-        values: list[Any] = []
+        values: list[Any] = list(self._due())
         for value in part.values:
-            values += self._due()
             values.append(value)
             self._at += 1
-        if part.last:
             values += self._due()
         return Part(values, None, True, part.times, part.last)
 

@@ -12,50 +12,49 @@ from tournant.errors import TournantError
 
 
 class Waiter(Protocol):
-    """Who waits for a slot: told when one may be free, from any thread."""
+    """Who waits for a slot: told when one is kept for it, from any thread."""
 
     def slot_freed(self) -> None:
-        """Try `Slots.acquire` again."""
+        """A slot is kept: call `Slots.acquire` or `Slots.give_up`."""
 
 
 class Slots:
     """A count of cores that several runs draw on fairly.
 
-    A run that finds no slot is remembered and told when one comes free. While others wait, no run takes more
-    than its share.
+    A run that finds no slot is remembered. A slot that comes free while runs wait is kept for one of them: the one that
+    holds fewest, and of those the one that has waited longest. So nobody overtakes and nobody starves.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._lock = threading.Lock()
         self._held: dict[Waiter, int] = {}
+        self._kept: dict[Waiter, int] = {}
         self._waiting: dict[Waiter, None] = {}
+        #: Held and kept together.
         self._taken = 0
 
     def acquire(self, run: Waiter) -> bool:
-        """Take a slot for `run` if one is free and its share allows it; otherwise remember that it waits."""
+        """Take a slot for `run` if one is kept for it or free; otherwise remember that it waits."""
         with self._lock:
-            held = self._held.get(run, 0)
-            rivals = len(self._waiting.keys() | self._held.keys() | {run}) if self._waiting else 1
-            share = max(1, self.count // rivals) if self._waiting.keys() - {run} else self.count
-            if self._taken >= self.count or held >= share:
-                self._waiting[run] = None
-                return False
-            self._taken += 1
-            self._held[run] = held + 1
-            self._waiting.pop(run, None)
+            kept = self._kept.pop(run, 0)
+            if kept > 1:
+                self._kept[run] = kept - 1
+            elif not kept:
+                if self._taken >= self.count:
+                    self._waiting[run] = None
+                    return False
+                self._taken += 1
+            self._held[run] = self._held.get(run, 0) + 1
             return True
 
     def release(self, run: Waiter) -> None:
         """Give a slot of `run` back."""
         with self._lock:
-            self._taken -= 1
-            held = self._held[run] - 1
+            held = self._held.pop(run) - 1
             if held:
                 self._held[run] = held
-            else:
-                del self._held[run]
-            told = [waiter for waiter in self._waiting if waiter is not run]
+            told = self._hand_on(1)
         for waiter in told:
             waiter.slot_freed()
 
@@ -63,15 +62,30 @@ class Slots:
         """Stop waiting: `run` has nothing for a slot to do."""
         with self._lock:
             self._waiting.pop(run, None)
+            told = self._hand_on(self._kept.pop(run, 0))
+        for waiter in told:
+            waiter.slot_freed()
 
     def forget(self, run: Waiter) -> None:
         """Drop `run`, which has ended, with whatever it still holds."""
         with self._lock:
             self._waiting.pop(run, None)
-            self._taken -= self._held.pop(run, 0)
-            told = list(self._waiting)
+            told = self._hand_on(self._kept.pop(run, 0) + self._held.pop(run, 0))
         for waiter in told:
             waiter.slot_freed()
+
+    def _hand_on(self, slots: int) -> list[Waiter]:
+        """Keep slots that have come free for those who wait; return whom to tell."""
+        told = []
+        for _ in range(slots):
+            if not self._waiting:
+                self._taken -= 1
+                continue
+            waiter = min(self._waiting, key=lambda w: self._held.get(w, 0) + self._kept.get(w, 0))
+            del self._waiting[waiter]
+            self._kept[waiter] = self._kept.get(waiter, 0) + 1
+            told.append(waiter)
+        return told
 
 
 def cores() -> int:

@@ -111,20 +111,21 @@ class Outbox:
         self._sent_ends = 0
         self._timed = [0] * steps
 
-    def flush(self, last: bool = False) -> None:
-        """Send everything that has not been sent, blocking."""
+    def flush(self, last: bool = False) -> bool:
+        """Send everything that has not been sent, blocking; tell whether there was anything."""
         with self._lock:
-            self._flush(last)
+            return self._flush(last)
 
-    def flush_if_free(self) -> None:
-        """Send what has not been sent, unless a flush is under way."""
+    def flush_if_free(self) -> bool:
+        """Send what has not been sent, unless a flush is under way; tell whether a part was sent."""
         if self._lock.acquire(blocking=False):
             try:
-                self._flush(False)
+                return self._flush(False)
             finally:
                 self._lock.release()
+        return False
 
-    def _flush(self, last: bool) -> None:
+    def _flush(self, last: bool) -> bool:
         ends: list[Any] | None = None
         if self.ends is not None:
             # Ends first: an end names only values that are there already.
@@ -132,7 +133,7 @@ class Outbox:
             self._sent_ends += len(ends)
         values = self.values[self._sent :]
         if not last and not values and not ends:
-            return
+            return False
         self._sent += len(values)
         times = []
         for k, spent in enumerate(self.times):
@@ -141,6 +142,7 @@ class Outbox:
             times.append(new)
         self.last_flush = perf_counter()
         self._send(Part(values, ends, self.odd, times, last))
+        return True
 
 
 def bind(steps: Sequence[tuple[str, Callable[..., Any], Any]]) -> tuple[list[Step], list[Any]]:
@@ -158,11 +160,23 @@ def bind(steps: Sequence[tuple[str, Callable[..., Any], Any]]) -> tuple[list[Ste
         if per_worker is None:
             bound.append((kind, fn))
             continue
-        state = per_worker.factory()
+        try:
+            state = per_worker.factory()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                close_all(closing)
+            raise
         if per_worker.close is not None:
             closing.append((per_worker.close, state))
         bound.append((kind, WithState(fn, state)))
     return bound, closing
+
+
+def close_all(closing: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
+    """Close every state, whatever the others raise; raise the first error in the end."""
+    with contextlib.ExitStack() as stack:
+        for close, state in reversed(closing):
+            stack.callback(close, state)
 
 
 class WithState:
@@ -194,7 +208,7 @@ def run_chunk(
         steps: fused steps; only the last may be a ``flat_map``; ``map_batches`` stands alone.
         values: the chunk's items; for ``map_batches`` each is a list of rows.
         out: where results go.
-        wanted: asked after each flush; blocks while there is no room; False ends the chunk early.
+        wanted: asked after each part that was sent; blocks while there is no room; False ends the chunk early.
         context: makes a context for each call; ``None`` calls directly.
         skip: children of the first item that were passed on by an earlier attempt.
         hold: pass the children of an item on only when its generator has ended.
@@ -228,7 +242,7 @@ def _run_single(
         try:
             result = fn(value) if context is None else context()(fn, value)
             if type(result) is CoroutineType:
-                raise _unawaited(result)
+                raise unawaited(result)
             if batches:
                 result = checked_rows(result, len(value))
         except BaseException as error:
@@ -239,8 +253,7 @@ def _run_single(
         append(result)
         began = now
         if now > due:
-            out.flush()
-            if wanted is not None and not wanted():
+            if out.flush() and wanted is not None and not wanted():
                 return False
             began = clock()
             due = began + FLUSH
@@ -259,8 +272,7 @@ def _run_fused(
     for value in values:
         out.values.append(_through(steps, value, out, context))
         if clock() > due:
-            out.flush()
-            if wanted is not None and not wanted():
+            if out.flush() and wanted is not None and not wanted():
                 return False
             due = clock() + FLUSH
     return True
@@ -275,7 +287,7 @@ def _through(steps: Sequence[Step], value: Any, out: Outbox, context: NewContext
         try:
             result = fn(value) if apply is None else apply(fn, value)
             if type(result) is CoroutineType:
-                raise _unawaited(result)
+                raise unawaited(result)
             keep = kind != "filter" or bool(result)
         except BaseException as error:
             out.odd = True
@@ -320,7 +332,7 @@ def _run_flat(
         try:
             result = fn(value) if apply is None else apply(fn, value)
             if type(result) is CoroutineType:
-                raise _unawaited(result)
+                raise unawaited(result)
             iterator: Any = iter(many(result))
             closing = (
                 contextlib.closing(iterator)
@@ -339,8 +351,7 @@ def _run_flat(
                     target.append(child)
                     if not hold and clock() > due:
                         before = clock()
-                        out.flush()
-                        if wanted is not None and not wanted():
+                        if out.flush() and wanted is not None and not wanted():
                             return False
                         now = clock()
                         paused += now - before
@@ -354,8 +365,7 @@ def _run_flat(
         ends.append((len(children), outcome))
         skip = 0
         if clock() > due:
-            out.flush()
-            if wanted is not None and not wanted():
+            if out.flush() and wanted is not None and not wanted():
                 return False
             due = clock() + FLUSH
     return True
@@ -386,7 +396,8 @@ def many(result: Any) -> Iterable[Any]:
     return result  # type: ignore[no-any-return]
 
 
-def _unawaited(result: Any) -> ForgottenAwait:
+def unawaited(result: Any) -> ForgottenAwait:
+    """Close a coroutine that nobody would await, and return the error that says so."""
     name = getattr(result, "__qualname__", "a coroutine")
     result.close()
     return ForgottenAwait(
@@ -399,7 +410,7 @@ def plain(error: BaseException) -> Exception:
     if isinstance(error, Exception):
         return error
     wrapped = StageExit(
-        f"the stage raised {type(error).__name__}({error}), which would have ended the program"
+        f"it raised {type(error).__name__}({error}), which would have ended the program"
     )
     wrapped.__cause__ = error
     return wrapped

@@ -3,9 +3,9 @@
 It reads messages, runs chunks and writes parts. It imports as little as it can before the first item, never imports the
 parent's ``__main__``, ignores SIGINT (the parent decides what Ctrl-C means) and ends when its parent does.
 
-Messages in: ``("define", id, steps)``, ``("run", id, values, skip, hold, announce)``, ``("forget", id)``,
-``("world", cwd, environ changes, sys.path, root log level)``. Messages out: ``("part", Part)``, ``("began", None)`` where it was asked for, ``("failed", error)`` for a
-chunk that could not even start, ``("log", record fields)``.
+Messages in: ``("define", id, steps)``, ``("run", id, values, skip, hold, announce)``, ``("forget", id, answer)``,
+``("world", cwd, environ changes, sys.path, log levels)``. Messages out: ``("part", Part)``, ``("began", None)`` where it was asked for, ``("failed", error)`` for a
+chunk that could not even start, ``("forgot", error or None)``, ``("log", record fields)``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from tournant.errors import NotPicklable, note, short
 from tournant.pool import wire
-from tournant.pool.steps import Failed, Outbox, Part, bind, run_chunk
+from tournant.pool.steps import Failed, Outbox, Part, bind, close_all, run_chunk
 
 #: Seconds after which finished results are sent though a long item is still running.
 LATE = 0.02
@@ -38,7 +38,7 @@ class Worker:
         self.results = results
         self.writing = threading.Lock()
         self.defined: dict[int, tuple[Any, Any]] = {}
-        self.log_level: int | None = None
+        self.log_levels: dict[str, int] | None = None
         self.logging = False
         self.outbox: Outbox | None = None
         self.busy = threading.Event()
@@ -61,7 +61,7 @@ class Worker:
             elif what == "define":
                 self.define(*message[1:])
             elif what == "forget":
-                self.forget(message[1])
+                self.forget(*message[1:])
             elif what == "world":
                 self.world(*message[1:])
 
@@ -89,18 +89,31 @@ class Worker:
             self.defined[number] = ([], error)
         self.hook_logging()
 
-    def forget(self, number: int) -> None:
-        """Drop a segment's steps and close their state."""
+    def forget(self, number: int, answer: bool) -> None:
+        """Drop a segment's steps and close their state; `answer` when that has been done."""
         _, closing = self.defined.pop(number, (None, ()))
+        problem: BaseException | None = None
         if not isinstance(closing, BaseException):
-            for close, state in closing:
-                try:
-                    close(state)
-                except Exception as error:
-                    print(f"tournant: closing PerWorker state failed: {error!r}", file=sys.stderr)
+            try:
+                close_all(closing)
+            except BaseException as error:
+                problem = error
+        if answer and problem is None:
+            self.write(wire.dump(("forgot", None), in_worker=True))
+        elif answer and problem is not None:
+            self.send("forgot", problem)
+
+    def close(self) -> None:
+        """Close whatever state is left: the parent wants no more of this worker."""
+        for number in list(self.defined):
+            self.forget(number, False)
 
     def world(
-        self, cwd: str | None, environ: dict[str, str | None], path: list[str], level: int
+        self,
+        cwd: str | None,
+        environ: dict[str, str | None],
+        path: list[str],
+        log_levels: dict[str, int],
     ) -> None:
         """Make the surroundings those of the parent."""
         if cwd is not None:
@@ -114,7 +127,8 @@ class Worker:
             else:
                 os.environ[name] = value
         sys.path[:] = path
-        self.log_level = level
+        self.log_levels = log_levels
+        self.logging = False
         self.hook_logging()
 
     def run(self, number: int, values: list[Any], skip: int, hold: bool, announce: bool) -> None:
@@ -160,21 +174,29 @@ class Worker:
         _keep_traceback(error)
         try:
             pieces = wire.dump((what, error), in_worker=True)
-            pickle.loads(pickle.dumps(error))
+            _comes_back(error)
         except Exception:
             pieces = wire.dump((what, _stand_in(error)), in_worker=True)
         self.write(pieces)
 
     def hook_logging(self) -> None:
         """Once somebody has imported logging here, send its records to the parent's loggers."""
-        if self.logging or "logging" not in sys.modules or self.log_level is None:
+        if self.logging or "logging" not in sys.modules or self.log_levels is None:
             return
         self.logging = True
         import logging
 
+        for name, level in self.log_levels.items():
+            logging.getLogger(name or None).setLevel(level)
+        root = logging.getLogger()
+        if any(getattr(handler, "to_parent", False) for handler in root.handlers):
+            return
+
         worker = self
 
         class ToParent(logging.Handler):
+            to_parent = True
+
             def emit(self, record: logging.LogRecord) -> None:
                 fields = dict(record.__dict__)
                 fields["msg"], fields["args"] = record.getMessage(), None
@@ -192,9 +214,7 @@ class Worker:
                     pieces = wire.dump(("log", plain), in_worker=True)
                 worker.write(pieces)
 
-        root = logging.getLogger()
         root.addHandler(ToParent())
-        root.setLevel(self.log_level)
 
 
 def _keep_traceback(error: BaseException) -> None:
@@ -211,7 +231,13 @@ def _check_errors(part: Part) -> None:
     """Raise if an exception among the results would not come out of its pickle again."""
     for value in [*part.values, *(what for _n, what in part.ends or ())]:
         if type(value) is Failed:
-            pickle.loads(pickle.dumps(value.error))
+            _comes_back(value.error)
+
+
+def _comes_back(error: BaseException) -> None:
+    """Raise if `error` would not come out of its pickle again."""
+    for piece in wire.dump_in_band(error):
+        pickle.loads(piece)
 
 
 def _travelling(part: Part) -> Part:
@@ -228,7 +254,7 @@ def _checked(value: Any) -> Any:
     try:
         wire.dump(value, in_worker=True)
         if type(value) is Failed:
-            pickle.loads(pickle.dumps(value.error))
+            _comes_back(value.error)
     except Exception as problem:
         if type(value) is Failed:
             return Failed(value.step, _stand_in(value.error))
@@ -281,8 +307,13 @@ def main() -> None:
     requests, results = int(sys.argv[1]), int(sys.argv[2])
     _end_with_parent(requests)
     sys.argv[1:] = []
+    for stream in (sys.stdout, sys.stderr):
+        # What a stage prints must not wait for the worker's end, which may be a kill.
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    worker = Worker(requests, results)
     try:
-        Worker(requests, results).serve()
+        worker.serve()
+        worker.close()
     except BrokenPipeError:
         pass
     finally:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from typing import Any
 
 from tournant.ingest.errors import IndexBusy, IndexTrouble, IndexWriteFailed
@@ -80,7 +81,7 @@ class WriterLock:
         except OSError as error:
             raise write_failed(directory, error) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
         except BlockingIOError:
             holder = os.pread(self._file, 512, 0).decode("utf-8", "replace").strip()
             os.close(self._file)
@@ -102,6 +103,16 @@ class WriterLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _lock(file: int) -> None:
+    for _ in range(5):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Whoever only asks (`is_being_written`) holds it for some microseconds.
+            time.sleep(0.01)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_being_written(directory: str) -> bool:

@@ -175,12 +175,12 @@ class LanceIndex:
 
     def remove(self, sources: Iterable[str]) -> int:
         """Take sources out; see `Index.remove`."""
-        from tournant.ingest.indexes.rows import condition
-
         removed = 0
         with self._writer:
             held = self._sources_held()
             present = sorted({source for source in sources if source in held})
+            if present:
+                from tournant.ingest.indexes.rows import condition
             for start in range(0, len(present), _SOURCES_PER_DELETE):
                 some = present[start : start + _SOURCES_PER_DELETE]
                 with self._writing(), self._exclusive:
@@ -318,7 +318,9 @@ class LanceIndex:
         with self._writer:
             if self._upkeep is None:
                 settled, waiting = text_rows(self._writable())
-                self._upkeep = Upkeep(self._optimize, settled, waiting, self._policy)
+                # Upkeep deletes the versions that commits leave, so those that are there count the commits.
+                commits = len(table_state(self._directory))
+                self._upkeep = Upkeep(self._optimize, settled, waiting, self._policy, commits)
             return self._upkeep
 
     @contextmanager

@@ -33,6 +33,9 @@ def make_table(directory: str, dimensions: int) -> Any:
 
     Both are made while the table is empty; from then on upkeep brings them up to date.
     """
+    # The package before its module: a thread that asks for the module first can break the import of the whole
+    # in another thread, such as that of `preload`.
+    import lancedb  # noqa: F401
     from lancedb.index import FTS, BTree
 
     from tournant.ingest.indexes.rows import schema

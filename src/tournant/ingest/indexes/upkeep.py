@@ -48,12 +48,19 @@ class Upkeep:
         settled: how many rows are taken care of already.
         waiting: how many are not.
         policy: when it is due.
+        commits: how many earlier writers have made since the last upkeep. Many short runs are due as one long run is.
     """
 
     def __init__(
-        self, work: Callable[[], None], settled: int, waiting: int, policy: UpkeepPolicy
+        self,
+        work: Callable[[], None],
+        settled: int,
+        waiting: int,
+        policy: UpkeepPolicy,
+        commits: int = 0,
     ) -> None:
         self._work = work
+        self._earlier = commits
         self._policy = policy
         self._settled, self._waiting, self._commits = settled, waiting, 0
         self._duration, self._ended = 0.0, float("-inf")
@@ -83,7 +90,7 @@ class Upkeep:
         if self._waiting >= max(self._policy.rows, self._policy.share * self._settled):
             return True
         rested = time.monotonic() - self._ended >= _REST * self._duration
-        return self._commits >= self._policy.commits * (1 if rested else 4)
+        return self._earlier + self._commits >= self._policy.commits * (1 if rested else 4)
 
     def _run_quietly(self) -> None:
         try:
@@ -105,6 +112,7 @@ class Upkeep:
                 self._settled += rows
                 self._waiting -= rows
                 self._commits -= commits
+                self._earlier = 0
 
     def join(self) -> None:
         """Wait until nothing runs."""

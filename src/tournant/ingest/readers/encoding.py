@@ -8,11 +8,44 @@ import re
 from tournant.ingest.readers.sniffing import wide_encoding
 
 # Encodings of old mainframes and Macintoshes: as guesses they are wrong far more often than right.
-_RARE = (
-    "cp037 cp273 cp424 cp500 cp875 cp1026 cp1140 hz mac_cyrillic mac_greek mac_iceland mac_latin2 mac_roman "
-    "mac_turkish ptcp154 kz1048 hp_roman8 cp437 cp720 cp737 cp775 cp850 cp852 cp855 cp857 cp858 cp860 cp861 "
-    "cp862 cp863 cp864 cp865 cp869 cp1125 cp1006"
-).split()
+_RARE = [
+    *(
+        "cp037",
+        "cp273",
+        "cp424",
+        "cp500",
+        "cp875",
+        "cp1026",
+        "cp1140",
+        "hz",
+        "ptcp154",
+        "kz1048",
+        "hp_roman8",
+    ),
+    *(
+        "mac_cyrillic",
+        "mac_greek",
+        "mac_iceland",
+        "mac_latin2",
+        "mac_roman",
+        "mac_turkish",
+        "cp1006",
+    ),
+    *(
+        "cp437",
+        "cp720",
+        "cp737",
+        "cp775",
+        "cp850",
+        "cp852",
+        "cp855",
+        "cp857",
+        "cp858",
+        "cp860",
+        "cp861",
+    ),
+    *("cp862", "cp863", "cp864", "cp865", "cp869", "cp1125"),
+]
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _GUESS_BYTES = 64 << 10
 _DAMAGED_SHARE = 0.2  # of what isn't ASCII: with fewer bad characters it is UTF-8 with damage

@@ -38,7 +38,7 @@ _NEW_LINE = re.compile(
 _NEW_PARAGRAPH = re.compile(rb"\f<(?=/?(?:p|h[1-6]|table|[uod]l|section|blockquote)[ />])")
 _CELL = re.compile(rb"<(?=td[\s>])", re.IGNORECASE)
 
-_BREAK = re.compile("[ \xa0\t\n\f]*\f(?: (?! ))?")
+_BREAK = re.compile("[ \t\n\f]*\f(?: (?! ))?")
 _BLANKS = re.compile("\n{3,}")
 
 
@@ -99,6 +99,7 @@ def _lay_out(data: bytes) -> bytes:
 
 
 def _tidy(text: str) -> str:
+    text = text.replace("\xa0", " ")
     return _BLANKS.sub("\n\n", _BREAK.sub(_line_end, text)).strip()
 
 

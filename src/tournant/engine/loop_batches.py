@@ -1,0 +1,130 @@
+"""``map_batches`` on the loop: worker coroutines that form their batches from what lies in their channel."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from tournant.engine.channel import Attempt
+from tournant.engine.lineage import Item
+from tournant.engine.loop_segment import LoopSegment, cancelled
+from tournant.errors import BatchMismatch
+from tournant.pool.steps import checked_rows, plain
+
+if TYPE_CHECKING:
+    from tournant.engine.run import Run
+    from tournant.stages import Stage
+
+
+class LoopBatchSegment(LoopSegment):
+    """A ``map_batches`` stage on the loop."""
+
+    def __init__(self, run: Run, stages: list[Stage]) -> None:
+        super().__init__(run, stages)
+        self._forming = False
+
+    async def _work(self) -> None:
+        step, run, inbox, out = self.steps[0], self.run, self.inbox, self.out
+        stats = step.stats
+        items, again = inbox.items, inbox.again
+        size, max_wait = step.stage.size or 32, step.stage.max_wait
+        try:
+            while True:
+                attempt: Attempt | None = None
+                if again:
+                    attempt = again.popleft()
+                    rows = attempt.rows or []
+                elif len(items) >= size or (items and inbox.closed):
+                    rows = [items.popleft() for _ in range(min(size, len(items)))]
+                elif inbox.closed:
+                    return
+                else:
+                    rows = await self._form(size, max_wait)
+                    if not rows:
+                        continue
+                if inbox.writers or inbox.room_wanted:
+                    inbox.removed()
+                if items or again:
+                    self._more()
+                self.active += 1
+                stats.started += len(rows)
+                began = perf_counter()
+                try:
+                    results = checked_rows(await step.call([row.value for row in rows]), len(rows))
+                except BaseException as error:
+                    if isinstance(error, asyncio.CancelledError) and cancelled():
+                        raise
+                    await self._batch_failed(rows, attempt, plain(error))
+                    continue
+                finally:
+                    stats.left += len(rows)
+                    stats.times.append(perf_counter() - began)
+                    self.active -= 1
+                stats.items_out += len(rows)
+                for row, result in zip(rows, results, strict=True):
+                    if out is None:
+                        row.value = result
+                        run.arrive(row)
+                        continue
+                    run.change(row, result)
+                    if len(out.items) >= out.capacity:
+                        began = perf_counter()
+                        await out.wait_room()
+                        stats.wait_output += perf_counter() - began
+                    if not run.halted:
+                        out.items.append(row)
+                        out.added()
+        finally:
+            self._worker_left()
+
+    def relieve(self) -> bool:
+        """Send the partial batch."""
+        if not self._forming or not self.inbox.items:
+            return False
+        self.inbox.threshold = 0
+        self.inbox.added()
+        return True
+
+    async def _form(self, size: int, max_wait: float | None) -> list[Item]:
+        """Wait for a batch: a full one, or what has come within `max_wait` seconds of this call's first item."""
+        inbox = self.inbox
+        items = inbox.items
+        began = perf_counter()
+        try:
+            if not items or self._forming:
+                await inbox.wait_items()
+                return []
+            self._forming = True
+            inbox.threshold = size
+            try:
+                await inbox.wait_items(max_wait)
+            finally:
+                self._forming = False
+                inbox.threshold = 1
+            return [items.popleft() for _ in range(min(size, len(items)))]
+        finally:
+            self.stats[0].wait_input += perf_counter() - began
+
+    async def _batch_failed(
+        self, rows: list[Item], attempt: Attempt | None, error: Exception
+    ) -> None:
+        """Retry the whole batch while the policy allows; then halve it until the poison row stands alone."""
+        stage = self.stages[0]
+        count = (attempt.count if attempt is not None else 0) + 1
+        final = attempt is not None and attempt.final
+        if (
+            not final
+            and stage.retry is not None
+            and self.run.failures.wants_retry(stage, error, count)
+        ):
+            await self._again(Attempt(None, rows, count=count), stage, count, len(rows))
+        elif len(rows) == 1 or isinstance(error, BatchMismatch):
+            # A wrong number of results is no row's fault, and smaller batches would only hide it.
+            for row in rows:
+                self.gone(row, attempt, 0, error, count)
+        else:
+            half = len(rows) // 2
+            self.not_begun(self.stats[0], len(rows))
+            for part in (rows[half:], rows[:half]):
+                self.inbox.again.appendleft(Attempt(None, part, count=count, final=True))

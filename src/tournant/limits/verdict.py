@@ -1,0 +1,78 @@
+"""Was this a throttle? One rule for replies and exceptions of any HTTP client, and the user's own.
+
+The rule knows clients by what they have in common (a ``status`` or ``status_code``, a ``response``, ``headers``), so it
+imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tournant.limits.headers import Headers, read_headers
+
+Predicate = Callable[[Any], bool | float | None]
+"""Says whether a reply or an exception is a throttle: ``True``, ``False``, the seconds to wait, or ``None`` for "the standard rule"."""
+
+TOO_MANY = frozenset({429})
+OVERLOADED = frozenset({503, 529})
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """A call was refused for coming too often.
+
+    Attributes:
+        retry_after: Seconds to wait as the provider says, or ``None`` where it does not.
+    """
+
+    retry_after: float | None = None
+
+
+def find_throttle(outcome: object, predicate: Predicate | None, wall: float) -> Throttle | None:
+    """Return the throttle that `outcome` is, or ``None``.
+
+    Args:
+        outcome: What a call gave: a reply, parsed or not, or an exception.
+        predicate: The user's rule, asked first.
+        wall: Seconds since 1970, to measure a date in ``Retry-After`` against.
+    """
+    if predicate is not None:
+        verdict = predicate(outcome)
+        if verdict is False:
+            return None
+        if verdict is not None and verdict is not True:
+            return Throttle(max(0.0, float(verdict)))
+        if verdict is True:
+            return Throttle(_retry_after(outcome, wall))
+    if status_of(outcome) in TOO_MANY:
+        return Throttle(_retry_after(outcome, wall))
+    return None
+
+
+def status_of(outcome: object) -> int | None:
+    """Return the HTTP status of a reply or exception, or ``None`` if it has none."""
+    for holder in (outcome, getattr(outcome, "response", None)):
+        for name in ("status_code", "status"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int):
+                return int(status)
+    return None
+
+
+def headers_of(outcome: object) -> Headers | None:
+    """Return the headers of a reply or exception, or ``None`` if it has none."""
+    for holder in (outcome, getattr(outcome, "response", None)):
+        headers = getattr(holder, "headers", None)
+        if headers is not None and hasattr(headers, "items"):
+            return headers  # type: ignore[no-any-return]
+    return None
+
+
+def _retry_after(outcome: object, wall: float) -> float | None:
+    stated = getattr(outcome, "retry_after", None)
+    if isinstance(stated, (int, float)) and not isinstance(stated, bool) and stated >= 0:
+        return float(stated)
+    headers = headers_of(outcome)
+    return None if headers is None else read_headers(headers, wall).retry_after
