@@ -30,16 +30,14 @@ class Lot(NamedTuple):
     errors: list[str]
 
 
-def start_worker(onnx: Path | None, characters: int, tuned: bool) -> None:
+def start_worker(onnx: Path | None, tuned: bool) -> None:
     """Load the model once in every worker process."""
-    from semantic_text_splitter import TextSplitter
-
     WORKER["model"] = (
         parts.OnnxEmbedder(onnx, threads=1, sort=True, batch=4 if tuned else 32)
         if onnx
         else parts.static_embedder()
     )
-    WORKER["splitter"] = TextSplitter(characters)
+    WORKER["cutter"] = parts.Cutter()
     WORKER["tuned"] = tuned
 
 
@@ -51,7 +49,7 @@ def work(paths: list[Path]) -> Lot:
     lengths: list[int] = []
     for path in paths:
         try:
-            pieces = WORKER["splitter"].chunks(parts.read(path))
+            pieces = WORKER["cutter"].pieces(path)
         except Exception as error:
             errors.append(f"{path}: {error}")
             continue
@@ -87,7 +85,7 @@ async def ingest(given: Any) -> dict[str, Any]:
         cores(),
         mp_context=get_context("spawn"),
         initializer=start_worker,
-        initargs=(given.onnx, given.characters, given.tuned),
+        initargs=(given.onnx, given.tuned),
     )
     writer_thread = ThreadPoolExecutor(1)
     with processes, writer_thread:

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import limit, observe
 from benchmarks.harness import Result, cores, describe
 from benchmarks.observe import Observed
-from benchmarks.parts import CHUNK_CHARACTERS, documents
+from benchmarks.parts import documents
 
 TOURNANT = "tournant"
 Command = Callable[[Path, Path, Path | None], list[str]]
@@ -37,8 +37,7 @@ def tournant(corpus: Path, index: Path, onnx: Path | None = None) -> list[str]:
     """Return the command line of `tournant ingest`."""
     model = ["--embedder", f"onnx:{onnx}"] if onnx else []
     command = [sys.executable, "-m", "tournant", "ingest", str(corpus), "--index", str(index)]
-    chunks = ["--chunk-size", str(CHUNK_CHARACTERS), "--chunk-overlap", "0"]
-    return [*command, "--json", "--quiet", *chunks, *model]
+    return [*command, "--json", "--quiet", *model]
 
 
 CONTESTANTS: dict[str, Command] = {
@@ -125,7 +124,7 @@ def full(corpus: Path, work: Path, runs: int) -> Result:
     result.targets[TOURNANT] = "90 % of the limit, 1.8 x expert, below 1 GiB, first chunk below 3 s"
     add_facts(result, seen)
     try:
-        stages = limit.measure(corpus, work / "limit", CHUNK_CHARACTERS, 0)
+        stages = limit.measure(corpus, work / "limit")
     except Exception as error:
         result.facts["limit"] = f"not measured: {describe(error)}"
     else:
@@ -186,12 +185,12 @@ def changed(corpus: Path, work: Path, runs: int) -> Result:
     texts = [path for path in files if path.suffix != ".pdf"]
     edited = texts[::100]
     deleted = [path for path in files[50::100] if path not in set(edited)]
-    before = limit.chunk_texts(edited, CHUNK_CHARACTERS, 0)
+    before = limit.chunk_texts(edited)
     for path in edited:
         edit(path)
     for path in deleted:
         path.unlink()
-    after = limit.chunk_texts(edited, CHUNK_CHARACTERS, 0)
+    after = limit.chunk_texts(edited)
     second = observe.watch(tournant(copy, index))
     if reason := failure(second):
         result.skipped["after the changes"] = reason

@@ -2,7 +2,7 @@
 
 The sum divided by the cores is what a perfect arrangement of the same work would take. Imports and the
 loading of the model are done before the clock starts. It runs in a process of its own
-(`python -m benchmarks.limit CORPUS INDEX SIZE OVERLAP`), since the store leaves threads behind.
+(`python -m benchmarks.limit CORPUS INDEX`), since the store leaves threads behind.
 """
 
 import json
@@ -16,11 +16,11 @@ from typing import Any
 COMMIT_CHUNKS = 4096
 
 
-def measure(corpus: Path, index: Path, size: int, overlap: int) -> dict[str, float]:
+def measure(corpus: Path, index: Path) -> dict[str, float]:
     """Return the CPU seconds of every stage over a corpus."""
     command = [sys.executable, "-m", "benchmarks.limit", str(corpus), str(index)]
     done = subprocess.run(
-        [*command, str(size), str(overlap)],
+        command,
         capture_output=True,
         text=True,
         timeout=1800,
@@ -32,12 +32,12 @@ def measure(corpus: Path, index: Path, size: int, overlap: int) -> dict[str, flo
     return seconds
 
 
-def chunk_texts(paths: list[Path], size: int, overlap: int) -> list[list[str]]:
+def chunk_texts(paths: list[Path]) -> list[list[str]]:
     """Return the texts of each file's chunks, cut as an ingest cuts them."""
     from tournant.ingest import stages
     from tournant.ingest.chunkers import ChunkSettings
 
-    chunker = stages.make_chunker(ChunkSettings(size, overlap))
+    chunker = stages.make_chunker(ChunkSettings())
     return [
         stages.cut(stages.read(found, max_bytes=1 << 30), chunker).texts for found in files(paths)
     ]
@@ -53,12 +53,7 @@ def files(paths: list[Path]) -> Iterator[Any]:
 
 def main() -> None:
     """Run the stages and print their CPU seconds as one JSON line."""
-    corpus, folder, size, overlap = (
-        Path(sys.argv[1]),
-        sys.argv[2],
-        int(sys.argv[3]),
-        int(sys.argv[4]),
-    )
+    corpus, folder = Path(sys.argv[1]), sys.argv[2]
     from tournant.ingest import stages
     from tournant.ingest.chunkers import ChunkSettings
     from tournant.ingest.embedders import embedder
@@ -66,7 +61,7 @@ def main() -> None:
     from tournant.ingest.indexes.base import IndexSettings
     from tournant.ingest.indexes.lance import LanceIndex, preload
 
-    settings = ChunkSettings(size, overlap)
+    settings = ChunkSettings()
     model = embedder("static")
     chunker = stages.make_chunker(settings)
     found = list(files([corpus]))

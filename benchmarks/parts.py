@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CHUNK_CHARACTERS = 1000  # about 200 tokens of English documentation
+MOST_BYTES = 1 << 30
 WRITE_ROWS = 2000
 
 
@@ -23,7 +23,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--onnx", type=Path, help="a folder with model.onnx and tokenizer.json")
-    parser.add_argument("--characters", type=int, default=CHUNK_CHARACTERS)
     parser.add_argument(
         "--tuned",
         action="store_true",
@@ -37,23 +36,24 @@ def documents(corpus: Path) -> list[Path]:
     return sorted(path for path in corpus.rglob("*") if path.is_file())
 
 
-def read(path: Path) -> str:
-    """Return a document's text."""
-    suffix = path.suffix.lower()
-    if suffix == ".pdf":
-        import pypdfium2
+class Cutter:
+    """Reads documents and cuts them: with Tournant's reader and chunker.
 
-        with pypdfium2.PdfDocument(path) as pdf:
-            return "\n".join(page.get_textpage().get_text_range() for page in pdf)
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if suffix in {".html", ".htm"}:
-        from selectolax.lexbor import LexborHTMLParser
+    What is taken out of a page (its navigation, say) decides how much there is to embed. So that all contestants
+    embed the same texts, they read and cut with the same functions; what differs is the arrangement, and
+    the call that embeds.
+    """
 
-        tree = LexborHTMLParser(text)
-        for node in tree.css("script, style, noscript"):
-            node.decompose()
-        return tree.body.text(separator="\n", strip=True) if tree.body else ""
-    return text
+    def __init__(self) -> None:
+        from tournant.ingest.chunkers import SemanticChunker
+
+        self.chunker = SemanticChunker()
+
+    def pieces(self, path: Path) -> list[str]:
+        """Return the texts of a document's chunks; raise what makes it unreadable."""
+        from tournant.ingest.readers.registry import read
+
+        return self.chunker.chunk(read(str(path), MOST_BYTES)).texts
 
 
 def static_embedder() -> Any:

@@ -13,10 +13,9 @@ def main() -> None:
     started = time.perf_counter()
     given = parts.arguments()
     import numpy
-    from semantic_text_splitter import TextSplitter
 
     model = parts.OnnxEmbedder(given.onnx) if given.onnx else parts.static_embedder()
-    splitter = TextSplitter(given.characters)
+    cutter = parts.Cutter()
     table = parts.Table(given.index)
     keys: list[tuple[str, int]] = []
     texts: list[str] = []
@@ -30,7 +29,7 @@ def main() -> None:
 
     for path in parts.documents(given.corpus):
         try:
-            pieces = splitter.chunks(parts.read(path))
+            pieces = cutter.pieces(path)
         except Exception as error:
             parts.say(f"{path}: {error}")
             continue

@@ -64,9 +64,11 @@ async def turns(count: int) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0)
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came about")
 
 
 def run(test: Callable[[], Awaitable[Any]]) -> Any:
@@ -75,7 +77,7 @@ def run(test: Callable[[], Awaitable[Any]]) -> Any:
     async def main() -> Any:
         lost: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             result = await test()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
@@ -138,52 +140,47 @@ def test_items_and_order_are_kept_at_any_pace(
 
 
 @every_operator
-@settings(deadline=None, max_examples=40)
-@given(count=st.integers(0, 8), after=st.integers(0, 8), slow_source=pauses, how=st.integers(0, 3))
-def test_leaving_early_closes_the_source_and_leaves_no_task(
-    operator: Any, count: int, after: int, slow_source: list[int], how: int
+@pytest.mark.parametrize("way", ["aclose", "with", "error", "cancel", "forget"])
+@settings(deadline=None, max_examples=20)
+@given(after=st.integers(0, 30), slow_source=pauses, slow_reader=pauses)
+def test_leaving_at_any_moment_closes_the_source_and_leaves_no_task(
+    operator: Any, way: str, after: int, slow_source: list[int], slow_reader: list[int]
 ) -> None:
+    async def reader(stream: Stream[Any]) -> None:
+        if way == "forget":
+            await read(stream, slow_reader)
+        async with stream:
+            await read(stream, slow_reader)
+
+    async def leaver(stream: Stream[Any], items: int) -> None:
+        for _ in range(items):
+            await anext(stream)
+        if way == "aclose":
+            await stream.aclose()
+            return
+        async with stream:
+            if way == "error":
+                raise ZeroDivisionError
+
     async def test() -> None:
-        source = Source(range(count), slow_source, hangs=True)
+        source = Source(range(12), slow_source, hangs=True)
         stream = operator(source)
-
-        async def reader() -> None:
-            taken = 0
-            if after == 0:
-                return
-            async for _ in stream:
-                taken += 1
-                if taken == after:
-                    return
-
-        if how == 0:  # an exception in the reader's block
-            with pytest.raises(ZeroDivisionError):
-                async with stream:
-                    reading = asyncio.create_task(reader())
-                    await turns(10)
-                    reading.cancel()
-                    await asyncio.wait([reading])
-                    raise ZeroDivisionError
-        else:
-            reading = asyncio.create_task(reader())
-            await turns(after * 3)
-            if how == 1:  # cancelled, then closed
-                reading.cancel()
-                await asyncio.wait([reading])
-                await stream.aclose()
-            elif how == 2:  # cancelled in the middle of a read, and nothing more
-                await until(lambda: source.given == count and (source.reading or reading.done()))
-                reading.cancel()
-                await asyncio.wait([reading])
-                if not reading.cancelled():
-                    await stream.aclose()
-            else:  # forgotten
-                reading.cancel()
-                await asyncio.wait([reading])
-                del stream, reading, reader
+        if way in ("cancel", "forget"):
+            reading = asyncio.create_task(reader(stream))
+            await turns(after)
+            reading.cancel()
+            await asyncio.wait([reading])
+            assert reading.cancelled()
+            if way == "forget":
+                del stream, reading
                 gc.collect()
                 await until(lambda: source.closed > 0)
                 await turns(10)
+            elif after == 0:  # before its first step, so that it never saw the stream
+                await stream.aclose()
+        else:
+            (outcome,) = await asyncio.gather(leaver(stream, after // 6), return_exceptions=True)
+            assert isinstance(outcome, ZeroDivisionError) == (way == "error")
         assert source.closed == 1
 
     run(test)

@@ -112,10 +112,11 @@ class Lane(Generic[T]):
 
     def end(self, error: BaseException | None) -> None:
         """One source has ended; after an error the reader is told once it has read what came before."""
-        self._sources -= 1
-        if error is not None:
-            self._sources = 0
-            self._error = self._error or error
+        if self._sources:  # none counts any more after an error
+            self._sources -= 1
+            if error is not None:
+                self._sources = 0
+                self._error = error
         if self._reserved:
             self._reserved -= 1
             self._wake_writers()
@@ -239,17 +240,19 @@ class Pump(Generic[T]):
         closing: The source has ended or was given up, and is being closed.
     """
 
-    __slots__ = ("_outlet", "_source", "_task", "closing")
+    __slots__ = ("_cancelled", "_outlet", "_source", "_task", "closing")
 
     def __init__(self, source: AsyncIterator[T], outlet: Outlet[T]) -> None:
         self._source = source
         self._outlet = outlet
         self.closing = False
+        self._cancelled = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def cancel(self) -> None:
         """Have the source closed, unless that is under way."""
         if not self.closing:
+            self._cancelled = True
             self._task.cancel()
 
     async def ended(self) -> BaseException | None:
@@ -272,6 +275,10 @@ class Pump(Generic[T]):
             error = caught
         self.closing = True
         failure = await close_quietly(source)
+        if self._cancelled and not isinstance(error, asyncio.CancelledError):
+            failure = (
+                failure or error
+            )  # what a source raises that is cancelled, it raises in closing itself
         if failure is not None and error is not None and failure is not error:
             failure.__context__ = failure.__context__ or error
         error = failure or error

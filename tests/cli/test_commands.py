@@ -244,7 +244,7 @@ def test_status_lists_what_did_not_get_in(job: Any, capsys: pytest.CaptureFixtur
     job.found = Status(failures=tuple((f"f\n{number}", "encrypted") for number in range(53)))
     assert main(["status", "--index", "i"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "53 files not in the index:" in lines
+    assert "53 files did not get in:" in lines
     assert "  $'f\\n0': encrypted" in lines
     assert lines[-1] == "  and 3 more: see --json"
     assert main(["status", "--index", "i", "--json"]) == 0

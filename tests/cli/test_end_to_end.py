@@ -272,7 +272,7 @@ def test_bad_files_are_listed_and_the_rest_goes_in(
     listed = json.loads(asked("status", "--json"))["failures"]
     assert {os.path.basename(each["source"]): each["reason"] for each in listed} == reasons
     shown = asked("status")
-    assert "7 files not in the index:\n" in shown
+    assert "7 files did not get in:\n" in shown
     assert f"  docs/locked.pdf: {reasons['locked.pdf']}\n" in shown
 
     for words, name in (

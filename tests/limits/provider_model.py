@@ -7,8 +7,9 @@ import contextlib
 import math
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from tournant.limits import Adaptive, RateLimit, VirtualClock
+from tournant.limits import Adaptive, RateLimit, VirtualClock, admit
 
 
 class Refused(Exception):
@@ -55,7 +56,7 @@ class Provider:
     def allowed(self, end: float) -> float:
         """How many requests it would have let pass by `end`."""
         total, edges = self.requests * self.capacity, [0.0, *(w for w, _ in self.changes), end]
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in pairwise(edges):
             if b > a:
                 total += self.requests * self.factor(a) * (min(b, end) - a)
         return total
@@ -74,7 +75,9 @@ class Provider:
         if not self.advertises:
             return found
         factor = self.factor(self.clock.now())
-        for index, (name, rate) in enumerate((("requests", self.requests), ("tokens", self.tokens))):
+        for index, (name, rate) in enumerate(
+            (("requests", self.requests), ("tokens", self.tokens))
+        ):
             if rate < math.inf:
                 rate *= factor
                 found[f"x-ratelimit-limit-{name}"] = f"{rate * 60:.0f}"
@@ -134,7 +137,6 @@ def drive(
     seconds: float,
     workers: int = 64,
     tokens: tuple[float, float] = (0.0, 0.0),
-    slot_first: bool = False,
     trace: bool = False,
 ) -> Outcome:
     """Send as much as the limits let through for `seconds`, and compare with what the provider would have allowed."""
@@ -145,27 +147,29 @@ def drive(
             actual = rng.uniform(*tokens)
             estimate = actual * rng.uniform(0.9, 1.4)
             with contextlib.suppress(Refused, TimeoutError):
-                async with contextlib.AsyncExitStack() as stack:
-                    if slot_first:
-                        await stack.enter_async_context(adaptive.slot())
-                    reserved = await stack.enter_async_context(limit.reserve(estimate))
-                    if not slot_first:
-                        await stack.enter_async_context(adaptive.slot())
+                async with admit(limit, adaptive, estimate) as call:
                     try:
                         async with asyncio.timeout(5):
                             headers = await provider.call(actual)
                     except Refused as error:
-                        reserved.observe(error.headers)
+                        call.observe(error.headers)
                         raise
-                    reserved.observe(headers)
-                    reserved.settle(actual)
+                    call.observe(headers)
+                    call.settle(actual)
 
     async def main() -> None:
         tasks = [asyncio.ensure_future(work()) for _ in range(workers)]
         if trace:
             for t in range(int(seconds)):
                 await asyncio.sleep(1)
-                print(t + 1, provider.accepted, provider.refused, provider.running, adaptive.snapshot(), limit.snapshot())
+                print(
+                    t + 1,
+                    provider.accepted,
+                    provider.refused,
+                    provider.running,
+                    adaptive.snapshot(),
+                    limit.snapshot(),
+                )
         else:
             await asyncio.sleep(seconds)
         for task in tasks:

@@ -27,8 +27,9 @@ def add_to(
         parents=[common],
         help="read files and put them into an index",
         description="Read files (folders are walked), cut them into chunks, embed the chunks and put "
-        "them into an index. What has not changed since the last time is skipped, and what "
-        "has vanished is removed from the index.",
+        "them into an index. What has not changed since the last time is skipped. Of the folders "
+        "named here the index then holds what was found in them: what has vanished, or is now left out, is "
+        "removed from it. A file that can no longer be read keeps its last readable state.",
         epilog="exit codes: 0 all files are in, 3 some were skipped (each is listed with its reason), "
         "1 the run failed, 130 interrupted. Ctrl-C finishes what is in flight; a second one drops it.",
     )
@@ -55,7 +56,7 @@ def add_to(
         "--include",
         action="append",
         metavar="GLOB",
-        help="take only files that match; may be given several times",
+        help="take only files that match, by name, path or folder; may be given several times",
     )
     parser.add_argument(
         "--exclude",

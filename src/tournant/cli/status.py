@@ -51,7 +51,7 @@ def render(found: IndexStatus) -> str:
         f"last run: {_last_run(found)}",
     ]
     if found.failures:
-        lines.append(f"{counted(len(found.failures), 'file')} not in the index:")
+        lines.append(f"{counted(len(found.failures), 'file')} did not get in:")
         lines += [
             f"  {shown_path(source)}: {reason}" for source, reason in found.failures[:_LISTED]
         ]

@@ -160,21 +160,23 @@ class Ordered(Barrier):
         super().__init__(run, stages)
         self.window = stages[0].window
         self.head = 0
-        self._complete: dict[int, list[Item] | None] = {}
+        #: By index: items to release, an input that goes on empty, or nothing.
+        self._complete: dict[int, list[Item] | Input | None] = {}
 
     def complete(self, origin: Input) -> None:
         """Remember the input's items until its turn comes."""
         held, origin.held = origin.held, None
-        if not held:
-            # Everything of it ended on the way; it is closed with nothing to release.
-            origin.barrier = None
-            self._complete[origin.index] = None
-            self.run.close_input(origin)
-        else:
+        origin.barrier = self.next_barrier
+        if held:
             if len(held) > 1:
                 held.sort(key=lambda item: item.pos)
-            origin.barrier = self.next_barrier
             self._complete[origin.index] = held
+        elif self.next_barrier is not None:
+            # Everything of it ended on the way, but a gather may have to make an empty group of that.
+            self._complete[origin.index] = origin
+        else:
+            self._complete[origin.index] = None
+            self.run.close_input(origin)
         self._advance()
 
     def input_closed(self, origin: Input) -> None:
@@ -188,7 +190,10 @@ class Ordered(Barrier):
         while self.head in self._complete:
             held = self._complete.pop(self.head)
             self.head += 1
-            if held:
+            if isinstance(held, Input):
+                assert held.barrier is not None
+                held.barrier.descendant_ended(held)
+            elif held:
                 self.ready.extend(held)
         if self.head != before:
             self.run.window_moved()

@@ -9,15 +9,17 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tournant.errors import InvalidPipeline
+from tournant.sizes import size_of
 
 if TYPE_CHECKING:
     from tournant.engine.lineage import Batch, Input
 
+__all__ = ["Budget", "parse_bytes", "size_of"]
+
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SAMPLE = 16
 
 
 def parse_bytes(limit: int | str) -> int:
@@ -41,41 +43,6 @@ def parse_bytes(limit: int | str) -> int:
     raise InvalidPipeline(
         f'memory_limit={limit!r}: give bytes as a whole number above 0, or text such as "512MiB"'
     )
-
-
-def size_of(value: Any, depth: int = 4) -> int:
-    """Estimate the bytes that `value` holds on to.
-
-    Exact for strings, bytes and arrays; containers and dataclasses are followed a few levels down, long lists by a
-    sample. What the estimate cannot see into counts as its own shallow size.
-    """
-    buffer_size = getattr(value, "nbytes", None)
-    if isinstance(buffer_size, int):
-        return buffer_size + 64
-    size = sys.getsizeof(value, 64)
-    if depth == 0 or isinstance(value, (str, bytes, bytearray, int, float, bool, type(None))):
-        return size
-    inside: Any = None
-    count = 0
-    if isinstance(value, dict):
-        inside, count = list(value.values()), len(value)
-        size += sum(sys.getsizeof(key, 64) for key in list(value)[:_SAMPLE])
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        inside, count = list(value), len(value)
-    elif hasattr(value, "__dict__"):
-        inside = list(vars(value).values())
-        count = len(inside)
-    elif hasattr(type(value), "__slots__"):
-        inside = [
-            getattr(value, name, None) for name in type(value).__slots__ if isinstance(name, str)
-        ]
-        count = len(inside)
-    if not count:
-        return size
-    if count <= _SAMPLE * 4:
-        return size + sum(size_of(part, depth - 1) for part in inside)
-    sample = inside[:: max(1, count // _SAMPLE)]
-    return size + sum(size_of(part, depth - 1) for part in sample) * count // len(sample)
 
 
 class Budget:

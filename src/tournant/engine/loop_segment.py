@@ -19,10 +19,15 @@ from tournant.engine.segment import Segment
 from tournant.engine.stats import StageStats
 from tournant.errors import note
 from tournant.pool.steps import WithState, plain
+from tournant.sizes import size_of
 
 if TYPE_CHECKING:
+    from tournant.engine.budget import Budget
     from tournant.engine.run import Run
     from tournant.stages import Stage
+
+#: Calls at once while nobody knows by how much they grow, where memory is limited.
+UNKNOWN = 8
 
 _MAP, _FILTER, _TAP, _SINK, _FLAT, _BATCH = range(6)
 _CODES = {
@@ -38,7 +43,7 @@ _CODES = {
 class _Step:
     """One stage inside a loop segment, ready to call."""
 
-    __slots__ = ("call", "code", "limit", "stage", "stats", "waiters")
+    __slots__ = ("call", "code", "growth", "limit", "stage", "stats", "waiters")
 
     def __init__(self, stage: Stage, stats: Any, call: Call, limit: int) -> None:
         self.stage = stage
@@ -46,7 +51,20 @@ class _Step:
         self.stats = stats
         self.call = call
         self.limit = limit
+        self.growth = 0.0
         self.waiters: deque[asyncio.Future[None]] = deque()
+
+    def learn(self, growth: int, budget: Budget) -> None:
+        """Let as many in as memory has room for, by what the last calls made of their items."""
+        self.growth = max(0.0, float(growth), 0.8 * self.growth + 0.2 * growth)
+        most = (
+            self.stage.concurrency
+            if self.growth <= 0
+            else (budget.limit - budget.total) / self.growth
+        )
+        self.limit = max(1, min(self.stage.concurrency, int(most)))
+        for _ in range(min(len(self.waiters), self.limit - self.stats.started + self.stats.left)):
+            self.leave()
 
     async def enter(self, run: Run) -> None:
         """Wait until the stage has a permit, or the run is being stopped."""
@@ -101,6 +119,9 @@ class LoopSegment(Segment):
     def start(self) -> None:
         """Build the steps and the first worker."""
         for stage, stats, limit in zip(self.stages, self.stats, self.limits, strict=True):
+            if self.run.budget is not None and stage.kind == "map":
+                # Nobody knows yet by how much the items grow.
+                limit = min(limit, UNKNOWN)  # noqa: PLW2901
             self.steps.append(_Step(stage, stats, self._callable(stage), limit))
         self._spawn()
 
@@ -242,6 +263,8 @@ class LoopSegment(Segment):
                             step.leave()
                         if code == _MAP:
                             value = result
+                            if budget is not None:
+                                self._grown(step, item, value, budget)
                         elif code == _FILTER and not result:
                             run.end_item(item, DROPPED if item.pos else DROPPED | REFUSED)
                             item = None
@@ -272,8 +295,6 @@ class LoopSegment(Segment):
                         item.origin.end(ARRIVED, run)
                     continue
                 item.value = value
-                if budget is not None:
-                    run.change(item, value)
                 if len(out.items) >= out.capacity:
                     began = clock()
                     await out.wait_room()
@@ -283,6 +304,14 @@ class LoopSegment(Segment):
                     out.added()
         finally:
             self._worker_left()
+
+    def _grown(self, step: _Step, item: Item, value: Any, budget: Budget) -> None:
+        """Count what a call has made of its item."""
+        size = size_of(value)
+        budget.add(size - item.size)
+        if not self.run.inline:
+            step.learn(size - item.size, budget)
+        item.size = size
 
     async def _fan_out(self, step: _Step, item: Item, value: Any, attempt: Attempt | None) -> None:
         """Run a flat_map on one item and pass its children on as they are produced."""

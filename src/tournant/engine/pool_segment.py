@@ -10,13 +10,14 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from tournant.engine.budget import size_of
 from tournant.engine.channel import Attempt
 from tournant.engine.chunk import Chunk
 from tournant.engine.lineage import DROPPED, REFUSED, Item
+from tournant.engine.pool_memory import Memory
 from tournant.engine.recovery import Recovery
 from tournant.pool.lanes import Spec, World
 from tournant.pool.steps import Dropped, Failed, Part
+from tournant.sizes import size_of
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -40,13 +41,12 @@ SURE_SECONDS = 0.25
 BATCH_WAIT = 0.1
 
 
-class PoolSegment(Recovery):
+class PoolSegment(Recovery, Memory):
     """Fused stages that run on lanes of the pool.
 
     Attributes:
         cost: seconds per item (per batch for ``map_batches``), smoothed; 0 until measured.
         bytes: estimated bytes per item, smoothed.
-        paused: those of `chunks` that gave their slot back while there is no room for their children.
     """
 
     def __init__(self, run: Run, stages: list[Stage], world: World) -> None:
@@ -63,16 +63,14 @@ class PoolSegment(Recovery):
             run.context,
             world,
             takes_slot=not self.blocking,
+            part_bytes=self._share_of_memory(),
         )
         self.batch = first.size or 32 if first.kind == "map_batches" else 0
         self.sink = stages[-1].kind == "for_each"
         self.cost = 0.0
         self.bytes = 0.0
-        self.paused: list[Chunk] = []
-        self.working = 0
         self._partial: asyncio.TimerHandle | None = None
         self._partial_due = False
-        self._favoured = False
         self._seconds = BLOCKING_SECONDS if self.blocking else CHUNK_SECONDS
 
     def capacity(self) -> int:
@@ -125,7 +123,7 @@ class PoolSegment(Recovery):
 
     def ready(self) -> bool:
         """Tell whether there is work to start (or to resume) and room behind it."""
-        if self.working >= self.limit:
+        if self.working >= self.limit or not self._fits():
             return False
         if not self._room():
             return False
@@ -155,40 +153,6 @@ class PoolSegment(Recovery):
         if out is not None and len(out.items) >= out.capacity:
             out.room_wanted = True
             return False
-        return True
-
-    def wants_memory(self) -> bool:
-        """Tell whether a fan-out waits, before its first or its next children, for the memory that they will take."""
-        budget = self.run.budget
-        return (
-            self.flat
-            and budget is not None
-            and not self._favoured
-            and bool(self.paused or self.inbox.items or self.inbox.again)
-            and not budget.admits(0)
-        )
-
-    def _may_resume(self) -> bool:
-        """Tell whether a paused chunk may go on, and put it first."""
-        budget = self.run.budget
-        if budget is None:
-            return True
-        for n, chunk in enumerate(self.paused):
-            if budget.admits(0, chunk.origin()):
-                self.paused.insert(0, self.paused.pop(n))
-                return True
-        return False
-
-    def favour(self) -> bool:
-        """Let one fan-out go on past the memory limit; False if none waits for it."""
-        budget = self.run.budget
-        if budget is None or not self.wants_memory():
-            return False
-        if self.paused:
-            budget.favoured = self.paused[0].origin()
-        else:
-            self._favoured = True
-        self.run.schedule()
         return True
 
     def _partial_now(self) -> None:
@@ -237,7 +201,8 @@ class PoolSegment(Recovery):
             return 1
         n = min(MOST_ITEMS, int(self._seconds / max(self.cost, LEAST_COST * max(1, self.batch))))
         if self.bytes > 0:
-            n = min(n, int(CHUNK_BYTES / (self.bytes * max(1, self.batch))))
+            most = min(CHUNK_BYTES, self.spec.part_bytes or CHUNK_BYTES)
+            n = min(n, int(most / (self.bytes * max(1, self.batch))))
         return max(1, n)
 
     def _chunk(self) -> Chunk:
@@ -351,8 +316,7 @@ class PoolSegment(Recovery):
         if run.halted:
             return
         if run.budget is not None:
-            for item, value in zip(items, values, strict=True):
-                run.change(item, value)
+            self._grew(items, values)
         else:
             for item, value in zip(items, values, strict=True):
                 item.value = value
@@ -446,8 +410,7 @@ class PoolSegment(Recovery):
             if out is None:
                 run.arrive_many(rows, results)
             elif not run.halted:
-                for row, result in zip(rows, results, strict=True):
-                    run.change(row, result)
+                self._grew(rows, results)
                 out.items.extend(rows)
 
     # Ends.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tournant import sync
 from tournant.engine import crew, plan
 from tournant.engine.barriers import Barrier, Ordered
-from tournant.engine.budget import Budget, size_of
+from tournant.engine.budget import Budget
 from tournant.engine.channel import Channel
 from tournant.engine.failures import Failures
 from tournant.engine.lineage import ARRIVED, CLOSED, DROPPED, FAILED, Input, Item, inputs_of
@@ -26,6 +26,7 @@ from tournant.errors import LostItems, RunClosed, SourceFailed, TournantError, s
 from tournant.pool import lanes
 from tournant.pool.steps import plain
 from tournant.report import Report, RunSnapshot
+from tournant.sizes import size_of
 
 if TYPE_CHECKING:
     from tournant.engine.bookkeeping import Bookkeeping

@@ -279,7 +279,7 @@ class _Ingest:
             max_wait=_COMMIT_WAIT,
             name="collect",
         ).for_each(
-            self.writer, on="threads", blocking=True, concurrency=1, on_error="stop", name="index"
+            self.writer, on="threads", blocking=True, concurrency=1, on_error="stop", name=_INDEX
         )
 
     def files(self) -> Iterator[FoundFile]:

@@ -7,6 +7,7 @@ Two control loops that know nothing of each other: `RateLimit` (requests and tok
 from __future__ import annotations
 
 from tournant.limits.adaptive import Adaptive, AdaptiveSnapshot, Slot, outcome_of
+from tournant.limits.admission import Admission, admit
 from tournant.limits.clock import SYSTEM, Clock, SystemClock, Timer, VirtualClock
 from tournant.limits.concurrency import Controller, Outcome
 from tournant.limits.figures import InvalidLimit, Rate
@@ -17,6 +18,7 @@ __all__ = [
     "SYSTEM",
     "Adaptive",
     "AdaptiveSnapshot",
+    "Admission",
     "BucketSnapshot",
     "Clock",
     "Controller",
@@ -30,6 +32,7 @@ __all__ = [
     "SystemClock",
     "Timer",
     "VirtualClock",
+    "admit",
     "forget",
     "outcome_of",
 ]

@@ -15,7 +15,7 @@ from tournant.limits.figures import InvalidLimit, is_number
 from tournant.limits.verdict import OVERLOADED, TOO_MANY, status_of
 from tournant.limits.waiting import Line, running_loop
 
-_START = 4
+_START = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Adaptive:
     Args:
         min: The limit never falls lower. Default 1.
         max: The limit never rises higher. Default 64.
-        start: The limit to begin with. Default: 4, or the bound that is nearer.
+        start: The limit to begin with. Default: 8, or the bound that is nearer.
         state: What `state` of an earlier run returned: begin there, without slow start. It is brought between `min` and
             `max`. Default ``None``.
         clock: Where time comes from. Default: the machine's clock.
@@ -167,11 +167,12 @@ class Slot:
     exception say nothing about the load; no exception is a success.
     """
 
-    __slots__ = ("_adaptive", "_began", "_outcome", "_used")
+    __slots__ = ("_adaptive", "_began", "_held", "_outcome", "_used")
 
     def __init__(self, adaptive: Adaptive) -> None:
         self._adaptive = adaptive
         self._began = 0.0
+        self._held = False
         self._outcome: Outcome | None = None
         self._used = False
 
@@ -187,11 +188,18 @@ class Slot:
         """Say that the call failed for a reason of its own, though no exception tells: it counts for nothing."""
         self._outcome = "failed"
 
+    def give_back(self) -> None:
+        """End it now, without a call: nothing is learned from it."""
+        if self._held:
+            self._held = False
+            self._adaptive.controller.leave("cancelled", 0.0)
+
     async def __aenter__(self) -> Slot:
         if self._used:
             raise InvalidLimit("a slot is for one call: ask adaptive.slot() for another")
         self._used = True
         await self._adaptive._enter()
+        self._held = True
         self._began = self._adaptive._clock.now()
         return self
 
@@ -201,6 +209,9 @@ class Slot:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._held:
+            return
+        self._held = False
         outcome = self._outcome or outcome_of(error)
         self._adaptive.controller.leave(outcome, self._adaptive._clock.now() - self._began)
 

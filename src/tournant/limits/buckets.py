@@ -36,10 +36,20 @@ class Bucket:
         credit: How much the provider says is left beyond the level.
         drawn_at: When credit was last used.
         slack_seconds: How long, in all, nobody waited although nothing was frozen.
+        frozen_seconds: How long, in all, it was frozen.
     """
 
     __slots__ = (
-        "_credit_rate", "_credit_until", "_least", "_stamp", "burst_seconds", "credit", "drawn_at", "level", "pace",
+        "_credit_rate",
+        "_credit_until",
+        "_least",
+        "_stamp",
+        "burst_seconds",
+        "credit",
+        "drawn_at",
+        "frozen_seconds",
+        "level",
+        "pace",
         "slack_seconds",
     )  # fmt: skip
 
@@ -59,7 +69,7 @@ class Bucket:
         self.credit = 0.0
         self._credit_rate = self._credit_until = 0.0
         self.drawn_at = -1e9
-        self.slack_seconds = 0.0
+        self.slack_seconds = self.frozen_seconds = 0.0
 
     @property
     def burst(self) -> float:
@@ -80,6 +90,7 @@ class Bucket:
             return
         self._stamp = now
         if frozen:
+            self.frozen_seconds += seconds
             self.level = max(self.level, min(0.0, self.level + seconds * self.pace.rate))
             return
         if not pressed:

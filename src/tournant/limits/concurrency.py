@@ -22,8 +22,9 @@ KNEE = 2.0
 _QUIETEST = 0.02
 _SMALLEST_WINDOW = 16
 _LEVER = 0.5
+_GRAIN = 1e-9
 _PATIENCE = 4
-_MOST_PATIENCE = 32
+_MOST_PATIENCE = 16
 
 
 @dataclass(slots=True)
@@ -31,13 +32,16 @@ class _Window:
     """What was seen since the last decision."""
 
     began: float
+    limit: int
     full: int = 0
+    running: int = 0
     sum: float = 0.0
     squares: float = 0.0
     seconds: list[float] = field(default_factory=list)
 
-    def add(self, seconds: float, full: bool) -> None:
+    def add(self, seconds: float, running: int, full: bool) -> None:
         self.seconds.append(seconds)
+        self.running += running
         self.full += full
         self.sum += seconds
         self.squares += seconds * seconds
@@ -55,15 +59,17 @@ class _Measured:
 class Controller:
     """The concurrency of one provider or stage, between `low` and `high`.
 
-    Slow start: the limit doubles each window (as many calls as the limit) while throughput rises by at least a quarter.
-    Then, one more per window while the limit is in full use and throughput rose beyond noise since the limit was last
+    Slow start: one more for each success while the limit is in full use, which doubles it in the time of one call, as long as
+    throughput rises by at least a quarter from window to window (as many calls as the limit) and latency shows no knee.
+    Then one more per window, while the limit is in full use and throughput rose beyond noise since the limit was last
     found worth it. Noise is the spread of the latencies over the square root of their number; where one more is too
     little to be seen in it, a few more are tried before the judgement. Where nothing was gained, the limit goes
-    back, and waits longer each time before it tries again.
+    back, somewhat lower where calls queue, and waits longer each time before it tries again.
 
     A timeout, 429 or 503 makes it 0.7 of itself, once for each burst; so does a latency of more than `KNEE` times that of an
     unloaded provider. A cut for a timeout or for latency is taken back when the next window shows that it was not the load: no
-    more timeouts, or latency as high as before. Only successes count in latency and throughput.
+    more timeouts, or latency as high as before. Only successes count in latency and throughput, and after slow
+    start only those that began under the present limit.
 
     Sources: slow start and additive increase as in TCP (Jacobson, 1988), the undoing of spurious cuts as in Eifel (RFC
     3522), latency against its own minimum as in TCP Vegas (Brakmo and Peterson, 1994).
@@ -95,7 +101,7 @@ class Controller:
         self._clock = clock
         self._lock = threading.Lock()
         self._slow_start = not settled
-        self._window = _Window(clock.now())
+        self._window = _Window(clock.now(), start)
         self._best: _Measured | None = None
         self._undo: tuple[str, int, float] | None = None
         self._cut_at = -math.inf
@@ -169,7 +175,7 @@ class Controller:
     def _refused_by_provider(self, outcome: Outcome, seconds: float) -> None:
         now = self._clock.now()
         # A call that began before the last cut belongs to the burst that was answered already.
-        if now - seconds < self._cut_at:
+        if now - seconds < self._cut_at - _GRAIN:
             if self._undo is not None and outcome == "throttled":
                 self._undo = None
             return
@@ -186,23 +192,26 @@ class Controller:
         self._cut_at = now
         self._best = None
         self._hold = 0
-        self._window = _Window(now)
+        self._window = _Window(now, self._limit)
 
     def _succeeded(self, seconds: float, full: bool) -> None:
         now = self._clock.now()
-        if now - seconds < self._cut_at:
-            return  # it ran under the load from before the cut
         window = self._window
-        window.add(seconds, full)
+        since = self._cut_at if self._slow_start else window.began
+        if now - seconds < since - _GRAIN:
+            return  # it ran under another limit
+        window.add(seconds, self.running + 1, full)
         if self._slow_start:
-            size = self._limit
+            size = window.limit
+            if full and not self._doubts and self._limit < self.high:
+                self._set(self._limit + 1, "slow start")
         elif self._undo is not None:
             size = min(_SMALLEST_WINDOW, self._limit)
         else:
             size = max(_SMALLEST_WINDOW, 2 * self._limit)
         if len(window.seconds) >= size:
             self._decide(window, now)
-            self._window = _Window(now)
+            self._window = _Window(now, self._limit)
 
     def _decide(self, window: _Window, now: float) -> None:
         count = len(window.seconds)
@@ -210,7 +219,12 @@ class Controller:
         mean = window.sum / count
         spread = math.sqrt(max(0.0, window.squares / count - mean * mean))
         noise = max(_QUIETEST, spread / mean / math.sqrt(count)) if mean > 0 else _QUIETEST
-        measured = _Measured(self._limit, count / max(now - window.began, 1e-9), noise)
+        if self._slow_start or not mean:
+            per_second = count / max(now - window.began, 1e-9)
+        else:
+            # Little's law. Calls that end in step would make a count over time jump.
+            per_second = window.running / count / mean
+        measured = _Measured(window.limit, per_second, noise)
         full = 2 * window.full >= count
         undo, self._undo = self._undo, None
         if undo is not None and self._spurious(undo, latency):
@@ -219,10 +233,11 @@ class Controller:
         self._learn_latency(latency, count)
         if not full:
             return  # whoever feeds it is slower; nothing to learn
-        if self.latency is not None and latency > KNEE * self.latency and self._limit > self.low:
+        knee = self.latency is not None and latency > KNEE * self.latency
+        if self._slow_start:
+            self._double(measured, knee)
+        elif knee and self._limit > self.low:
             self._cut("a rise in latency", now, ("latency", self._limit, latency))
-        elif self._slow_start:
-            self._double(measured)
         else:
             self._climb(measured)
 
@@ -230,7 +245,7 @@ class Controller:
         reason, _, before = undo
         if reason == "timeout":
             return self.latency is None or latency <= KNEE * self.latency
-        if latency > 0.9 * before:
+        if latency > 0.85 * before:
             self.latency = latency  # the calls themselves have become longer
             return True
         return False
@@ -243,22 +258,19 @@ class Controller:
         else:
             self.latency += 0.01 * (latency - self.latency)
 
-    def _double(self, measured: _Measured) -> None:
+    def _double(self, measured: _Measured, knee: bool) -> None:
         best = self._best
-        gain = math.inf if best is None else measured.per_second / best.per_second - 1
-        if gain >= 0.25:
+        if best is None or (not knee and measured.per_second >= 1.25 * best.per_second):
             self._best, self._doubts = measured, 0
-            if self._limit < self.high:
-                self._set(min(self.high, 2 * self._limit), "slow start")
             return
         self._doubts += 1
-        if self._doubts < 2:
+        if self._doubts < 2 and not knee:
             return
-        assert best is not None
         self._slow_start = False
         self._best = None
-        level = math.ceil(best.limit * max(1.0, 1 + gain))
-        self._set(min(self._limit, level), "throughput no longer rose")
+        # Little's law: so many calls of the unloaded latency make this throughput.
+        level = math.ceil(measured.per_second * (self.latency or 0.0))
+        self._set(min(self._limit, max(best.limit, level)), "throughput no longer rose")
 
     def _climb(self, measured: _Measured) -> None:
         if self._hold > 0:
@@ -276,7 +288,10 @@ class Controller:
             self._best, self._patience = measured, _PATIENCE
             self._rise("throughput rose")
         elif lever > 2 * doubt or self._limit >= self.high:
-            self._set(best.limit, "more gained nothing")
+            # Where latency shows a queue, fewer would do as well: go down some way, and see.
+            enough = math.ceil(1.1 * measured.per_second * (self.latency or 0.0))
+            level = max(self.low, enough, math.floor(0.9 * best.limit))
+            self._set(min(level, best.limit), "more gained nothing")
             self._best = None
             self._hold, self._patience = self._patience, min(2 * self._patience, _MOST_PATIENCE)
         else:

@@ -31,6 +31,7 @@ class _Refusal:
     passed: float
     refused: float
     slack: float
+    frozen: float
 
 
 class Kind:
@@ -57,15 +58,8 @@ class Kind:
             seconds = min(_BURST_SECONDS, self.window.seconds * _BURST_SHARE)
         return Bucket(pace, seconds, now, level)
 
-    def advertise(self, said: Advertised, left_at: float | None, mark: float, now: float) -> None:
-        """Follow a reply's headers.
-
-        Args:
-            said: What they say of this kind.
-            left_at: When the call left to which they belong, or ``None`` where it isn't known.
-            mark: What the meter showed then.
-            now: Seconds on the caller's clock.
-        """
+    def advertise(self, said: Advertised, own: float, now: float) -> None:
+        """Follow a reply's headers; `own` is what the call to which they belong was charged and the provider has counted."""
         self.window.learn(said)
         if said.limit is not None:
             goal = said.limit / self.window.seconds
@@ -78,11 +72,8 @@ class Kind:
                 self.bucket.pace.aim(goal, why)
         bucket = self.bucket
         if said.remaining is not None and bucket is not None:
-            uncounted = self.on_the_way
-            if left_at is not None:
-                # The provider counted between then and now. What passed meanwhile is uncounted at worst, but so is
-                # what it has let in meanwhile.
-                uncounted = max(0.0, self.meter.total - mark - bucket.pace.rate * (now - left_at))
+            # Of what is on the way it may have counted anything from all to nothing.
+            uncounted = max(0.0, self.on_the_way - own)
             whole = said.limit or bucket.pace.rate * self.window.seconds
             bucket.remaining(said.remaining, uncounted, whole, now)
             if self._burst_seconds is not None:
@@ -99,22 +90,15 @@ class Kind:
         bucket = self.bucket
         assert bucket is not None
         last = self._last
-        self._last = _Refusal(at, passed, self.refused, bucket.slack_seconds)
-        accepted = None if last is None else self._accepted(last, self._last)
+        slack, frozen = bucket.slack_seconds, bucket.frozen_seconds
+        self._last = _Refusal(at, passed, self.refused, slack, frozen)
+        accepted, doubt = (None, 0.0) if last is None else _accepted(last, self._last)
         if now - bucket.drawn_at <= SAME_BURST:
             return  # it went faster than its rate, on credit, and that has ended
         if self._burst_seconds is None and (accepted is None or accepted > 0.9 * bucket.pace.rate):
             # Perhaps not too many in all but too many at once.
             bucket.burst_seconds = max(_SHORTEST_BURST, bucket.burst_seconds / 2)
-        bucket.pace.step_down(accepted)
-
-    def _accepted(self, last: _Refusal, this: _Refusal) -> float | None:
-        """Return what the provider let pass per second between two refusals, if it was asked for all it would give."""
-        seconds = this.at - last.at
-        if seconds <= 0 or this.slack - last.slack > _MOST_SLACK * seconds:
-            return None
-        accepted = (this.passed - last.passed - (this.refused - last.refused)) / seconds
-        return accepted if accepted > 0 else None
+        bucket.pace.step_down(accepted, doubt)
 
     def use(self, now: float) -> float:
         """Return which share of the bucket's rate was used lately."""
@@ -128,3 +112,19 @@ class Kind:
         pace, seconds = bucket.pace, self.window.seconds
         goal = None if pace.goal == math.inf else pace.goal * seconds
         return BucketSnapshot(pace.rate * seconds, goal, seconds, bucket.level, pace.why)
+
+
+def _accepted(last: _Refusal, this: _Refusal) -> tuple[float | None, float]:
+    """Return what the provider let pass per second between two refusals, if it was asked for all it would give, and the doubt.
+
+    While everyone was frozen its bucket filled, or was full already: the truth lies between counting that time and
+    leaving it out.
+    """
+    seconds = this.at - last.at
+    if seconds <= 0 or this.slack - last.slack > _MOST_SLACK * seconds:
+        return None, 0.0
+    passed = this.passed - last.passed - (this.refused - last.refused)
+    if passed <= 0:
+        return None, 0.0
+    doubt = min(0.9, (this.frozen - last.frozen) / seconds)
+    return passed / seconds / math.sqrt(1.0 - doubt), doubt

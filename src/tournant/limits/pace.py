@@ -32,7 +32,7 @@ class Pace:
         floor: Per second; the rate never falls lower. Default: a hundredth of `rate`.
     """
 
-    __slots__ = ("_floor", "_origin", "ceiling", "goal", "rate")
+    __slots__ = ("_creep", "_floor", "_origin", "ceiling", "goal", "rate")
 
     def __init__(
         self, rate: float, goal: float = math.inf, why: str = "configured", floor: float = 0.0
@@ -41,16 +41,19 @@ class Pace:
         self.goal = goal
         self.ceiling: float | None = None if goal < math.inf else rate
         self._origin = why
+        self._creep = CREEP
         self._floor = min(rate, max(floor, rate * _LEAST_SHARE))
 
-    def step_down(self, accepted: float | None = None) -> None:
+    def step_down(self, accepted: float | None = None, doubt: float = 0.0) -> None:
         """Go slower, because the provider refused a call.
 
         Args:
             accepted: Per second; what the provider let pass between its last two refusals, where that is known. A
                 token bucket is empty at both, so this is its rate, whatever its size.
+            doubt: How far `accepted` may be off, from 0 to 1. The rate is felt out faster then.
         """
         before = self.rate
+        self._creep = CREEP * (1.0 + 10.0 * doubt)
         if accepted is not None:
             self.ceiling = max(self._floor, min(before, accepted))
         elif self.ceiling is not None:
@@ -58,7 +61,7 @@ class Pace:
         self.rate = before * STEP_DOWN
         if self.ceiling is not None:
             self.rate = min(self.rate, self.ceiling * 0.9)
-        self.rate = max(self._floor, self.rate)
+        self.rate = max(min(self._floor, before), self.rate)
 
     def aim(self, goal: float, why: str) -> None:
         """Take `goal` per second for the limit from now on; a rate that stood at the old one goes with it."""
@@ -89,7 +92,7 @@ class Pace:
             elif not pressed:
                 return
             elif self.rate < PAST * ceiling:
-                speed, edge = CREEP * ceiling, PAST * ceiling
+                speed, edge = self._creep * ceiling, PAST * ceiling
             else:
                 speed, edge = PROBE * ceiling, self.goal
             edge = min(edge, self.goal)

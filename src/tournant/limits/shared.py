@@ -155,14 +155,11 @@ class SharedLimit:
         """Follow what a reply's headers say."""
         with self._lock:
             now = self._refill()
-            known = ticket is not None and ticket.granted_at >= 0
-            left_at, marks = (
-                (ticket.granted_at, ticket.marks) if ticket and known else (None, (0.0, 0.0))
-            )
+            counted = (1.0, ticket.charged) if ticket is not None and ticket.held else (0.0, 0.0)
             kinds = ((self.requests, facts.requests), (self.tokens, facts.tokens))
-            for (kind, said), mark in zip(kinds, marks, strict=True):
+            for (kind, said), own in zip(kinds, counted, strict=True):
                 if said is not None:
-                    kind.advertise(said, left_at, mark, now)
+                    kind.advertise(said, own, now)
             self._pump()
 
     # What is shown

@@ -39,9 +39,10 @@ class Spec:
         steps: (kind, callable, `PerWorker` or None) per step.
         context: the caller's context; each call in a thread runs in a copy of it.
         world: what worker processes are to inherit; captured once per run.
+        part_bytes: see `tournant.pool.steps.run_chunk`.
     """
 
-    __slots__ = ("_payload", "context", "number", "steps", "world")
+    __slots__ = ("_payload", "context", "number", "part_bytes", "steps", "world")
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Spec:
         world: World,
         *,
         takes_slot: bool,
+        part_bytes: int | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.steps = steps
@@ -58,6 +60,7 @@ class Spec:
             self.context = context.copy()
             self.context.run(_on_slot.set, True)
         self.world = world
+        self.part_bytes = part_bytes
         self._payload: bytes | None = None
 
     @property
@@ -267,7 +270,14 @@ class ThreadLane(Lane):
         base = spec.context
         job.began()
         run_chunk(
-            steps, job.values, outbox, job.wanted, lambda: base.copy().run, job.skip, job.hold
+            steps,
+            job.values,
+            outbox,
+            job.wanted,
+            lambda: base.copy().run,
+            job.skip,
+            job.hold,
+            spec.part_bytes,
         )
         if job.outbox is not None:  # Ended early: nobody wants the rest.
             job.outbox = None

@@ -238,7 +238,9 @@ class ProcessLane(Lane):
             )
             self._world, self._environ = world, world.environ
         if spec.number not in self._defined:
-            wire.write(self._requests, wire.dump(("define", spec.number, spec.payload())))
+            wire.write(
+                self._requests, wire.dump(("define", spec.number, spec.payload(), spec.part_bytes))
+            )
             self._defined.add(spec.number)
 
     def _bury(self, wait: float | None = None) -> str:

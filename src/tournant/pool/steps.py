@@ -16,6 +16,7 @@ from types import CoroutineType
 from typing import Any
 
 from tournant.errors import BatchMismatch, ForgottenAwait, StageExit, short
+from tournant.sizes import size_of
 
 #: Seconds after which a worker sends what it has, though its chunk is not finished.
 FLUSH = 0.004
@@ -201,6 +202,7 @@ def run_chunk(
     context: NewContext | None = None,
     skip: int = 0,
     hold: bool = False,
+    part_bytes: int | None = None,
 ) -> None:
     """Run every value through `steps` into `out`, and flush it to the end.
 
@@ -212,10 +214,11 @@ def run_chunk(
         context: makes a context for each call; ``None`` calls directly.
         skip: children of the first item that were passed on by an earlier attempt.
         hold: pass the children of an item on only when its generator has ended.
+        part_bytes: send the children that have gathered when they come to more than this.
     """
     kind = steps[-1][0]
     if kind == "flat_map":
-        finished = _run_flat(steps, values, out, wanted, context, skip, hold)
+        finished = _run_flat(steps, values, out, wanted, context, skip, hold, part_bytes)
     elif len(steps) == 1 and kind in ("map", "map_batches"):
         finished = _run_single(steps[0], values, out, wanted, context)
     else:
@@ -311,8 +314,10 @@ def _run_flat(
     context: NewContext | None,
     skip: int,
     hold: bool,
+    part_bytes: int | None,
 ) -> bool:
     clock = perf_counter
+    weight = 0
     ahead, fn = steps[:-1], steps[-1][1]
     mine = len(steps) - 1
     children, ends = out.values, out.ends
@@ -349,6 +354,10 @@ def _run_flat(
                         skip -= 1
                         continue
                     target.append(child)
+                    if part_bytes is not None:
+                        weight += size_of(child, 2)
+                        if weight > part_bytes:
+                            weight, due = 0, 0.0
                     if not hold and clock() > due:
                         before = clock()
                         if out.flush() and wanted is not None and not wanted():

@@ -3,7 +3,7 @@
 It reads messages, runs chunks and writes parts. It imports as little as it can before the first item, never imports the
 parent's ``__main__``, ignores SIGINT (the parent decides what Ctrl-C means) and ends when its parent does.
 
-Messages in: ``("define", id, steps)``, ``("run", id, values, skip, hold, announce)``, ``("forget", id, answer)``,
+Messages in: ``("define", id, steps, bytes of a part)``, ``("run", id, values, skip, hold, announce)``, ``("forget", id, answer)``,
 ``("world", cwd, environ changes, sys.path, log levels)``. Messages out: ``("part", Part)``, ``("began", None)`` where it was asked for, ``("failed", error)`` for a
 chunk that could not even start, ``("forgot", error or None)``, ``("log", record fields)``.
 """
@@ -38,6 +38,7 @@ class Worker:
         self.results = results
         self.writing = threading.Lock()
         self.defined: dict[int, tuple[Any, Any]] = {}
+        self.part_bytes: dict[int, int | None] = {}
         self.log_levels: dict[str, int] | None = None
         self.logging = False
         self.outbox: Outbox | None = None
@@ -77,8 +78,9 @@ class Worker:
                 except OSError:
                     os._exit(0)  # Nobody reads any more.
 
-    def define(self, number: int, steps: bytes) -> None:
+    def define(self, number: int, steps: bytes, part_bytes: int | None) -> None:
         """Build a segment's steps and their state ahead of its first chunk; a failure is told when a chunk comes."""
+        self.part_bytes[number] = part_bytes
         try:
             self.defined[number] = bind(pickle.loads(steps))
         except BaseException as error:
@@ -91,6 +93,7 @@ class Worker:
 
     def forget(self, number: int, answer: bool) -> None:
         """Drop a segment's steps and close their state; `answer` when that has been done."""
+        self.part_bytes.pop(number, None)
         _, closing = self.defined.pop(number, (None, ()))
         problem: BaseException | None = None
         if not isinstance(closing, BaseException):
@@ -142,7 +145,7 @@ class Worker:
         flat = steps[-1][0] == "flat_map"
         self.outbox = outbox = Outbox(len(steps), self.send_part, threading.Lock(), flat)
         self.busy.set()
-        run_chunk(steps, values, outbox, None, None, skip, hold)
+        run_chunk(steps, values, outbox, None, None, skip, hold, self.part_bytes[number])
         self.busy.clear()
         self.outbox = None
         self.hook_logging()

@@ -1,0 +1,98 @@
+"""How a pool segment keeps to the run's memory limit: by what its items grow, and when a fan-out has to wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tournant.engine.chunk import Chunk
+from tournant.engine.lineage import Item
+from tournant.engine.loop_segment import UNKNOWN
+from tournant.engine.segment import Segment
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tournant.engine.run import Run
+    from tournant.stages import Stage
+
+
+class Memory(Segment):
+    """The part of a pool segment that knows of memory.
+
+    Attributes:
+        growth: bytes by which an item grows here, smoothed; ``None`` until measured. Only with a memory limit.
+        paused: chunks that gave their slot back while there is no room for their children.
+        working: chunks at work: those out on a lane that are not paused.
+    """
+
+    flat: bool
+    limit: int
+
+    def __init__(self, run: Run, stages: list[Stage], limits: list[int]) -> None:
+        super().__init__(run, stages, limits)
+        self.growth: float | None = None
+        self.paused: list[Chunk] = []
+        self.working = 0
+        self._favoured = False
+
+    def _chunk_items(self) -> int:
+        raise NotImplementedError
+
+    def _share_of_memory(self) -> int | None:
+        """Return the bytes that one worker may have in hand, where the run has a memory limit."""
+        budget = self.run.budget
+        return max(1, budget.limit // (4 * self.limit)) if budget is not None else None
+
+    def _fits(self) -> bool:
+        """Tell whether memory has room for what one more chunk will grow by; the first may always run."""
+        budget = self.run.budget
+        if budget is None or not self.working or self.flat or self.out is None:
+            return True
+        if self.growth is None:
+            return self.working < UNKNOWN
+        return budget.total + (self.working + 1) * self.growth * self._chunk_items() <= budget.limit
+
+    def _grew(self, items: list[Item], values: list[Any]) -> None:
+        """Count what a stage made of some items, and learn by how much they grow."""
+        grown = 0
+        for item, value in zip(items, values, strict=True):
+            grown -= item.size
+            self.run.change(item, value)
+            grown += item.size
+        if items:
+            each = max(0.0, grown / len(items))
+            self.growth = each if self.growth is None else max(each, 0.8 * self.growth + 0.2 * each)
+
+    def wants_memory(self) -> bool:
+        """Tell whether a fan-out waits, before its first or its next children, for the memory that they will take."""
+        budget = self.run.budget
+        return (
+            self.flat
+            and budget is not None
+            and not self._favoured
+            and bool(self.paused or self.inbox.items or self.inbox.again)
+            and not budget.admits(0)
+        )
+
+    def _may_resume(self) -> bool:
+        """Tell whether a paused chunk may go on, and put it first."""
+        budget = self.run.budget
+        if budget is None:
+            return True
+        for n, chunk in enumerate(self.paused):
+            if budget.admits(0, chunk.origin()):
+                self.paused.insert(0, self.paused.pop(n))
+                return True
+        return False
+
+    def favour(self) -> bool:
+        """Let one fan-out go on past the memory limit; False if none waits for it."""
+        budget = self.run.budget
+        if budget is None or not self.wants_memory():
+            return False
+        if self.paused:
+            budget.favoured = self.paused[0].origin()
+        else:
+            self._favoured = True
+        self.run.schedule()
+        return True
