@@ -31,6 +31,8 @@ class Missing(enum.Enum):
     def __repr__(self) -> str:
         return "MISSING"
 
+    __str__ = __repr__
+
     def __bool__(self) -> bool:
         return False
 
@@ -69,26 +71,28 @@ class MemoryStore:
         max_bytes: Bytes of keys and values together, with some 200 for each entry; a number, or text such as ``"64MiB"``. Arrays,
             strings and bytes are counted exactly, the insides of other objects estimated. A value larger than this isn't kept.
 
+    Attributes:
+        peek: ``peek(key)`` returns the key's value, or `MISSING`.
+
     Raises:
         InvalidCache: `max_bytes` is no such number.
     """
 
-    def __init__(self, max_bytes: int | str = "256MiB") -> None:
-        self._entries = _Entries(as_bytes("MemoryStore", "max_bytes", max_bytes))
-        self.peek = self._entries.__getitem__
-        """Return a key's value, or `MISSING`."""
+    def __init__(self, max_bytes: int | str = "64MiB") -> None:
+        self.entries = Entries(as_bytes("MemoryStore", "max_bytes", max_bytes))
+        self.peek = self.entries.__getitem__
 
     def put(self, key: Hashable, value: Any) -> None:
         """Keep a value."""
-        self._entries.put(key, value, size_of(value) + size_of(key) + _OVERHEAD)
+        self.entries.put(key, value, size_of(value) + size_of(key) + _OVERHEAD)
 
     def delete(self, key: Hashable) -> None:
         """Forget a key's value."""
-        self._entries.drop(key)
+        self.entries.drop(key)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.drop_all()
+        self.entries.drop_all()
 
     async def get_many(self, keys: Iterable[Hashable]) -> dict[Any, Any]:
         """See `Store`."""
@@ -103,28 +107,28 @@ class MemoryStore:
     async def delete_many(self, keys: Iterable[Hashable]) -> None:
         """See `Store`."""
         for key in keys:
-            self._entries.drop(key)
+            self.entries.drop(key)
 
     def __len__(self) -> int:
         """Return the number of values held."""
-        return len(self._entries.sizes)
+        return len(self.entries.sizes)
 
     @property
     def bytes(self) -> int:
         """How many bytes are held."""
-        return self._entries.bytes
+        return self.entries.bytes
 
     @property
     def evicted(self) -> int:
         """How many values were dropped for want of room."""
-        return self._entries.evicted
+        return self.entries.evicted
 
 
 _OVERHEAD = 200  # the slots of an entry in the dicts below, and its size as an int
 _LATELY = 4  # the newest entries are at most this part of the bytes
 
 
-class _Entries(dict[Hashable, Any]):
+class Entries(dict[Hashable, Any]):
     """The newest entries, looked up by C code alone; the others lie in `aged`, in the order of their last use.
 
     A lookup that misses here comes to `__missing__`, which brings an aged entry back. When the newest have become a quarter of

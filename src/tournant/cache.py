@@ -17,10 +17,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from tournant._cache_calls import Call, Wanted, check_arguments, serving
 from tournant._cache_sqlite import SQLiteStore
 from tournant._cache_stores import (
     MISSING,
@@ -32,7 +32,7 @@ from tournant._cache_stores import (
 )
 from tournant._cache_values import cache_key, frozen, keyed_by
 from tournant.errors import BatchMismatch, ForgottenAwait, WouldDeadlock, short
-from tournant.stages import callable_name, is_async_generator_callable, is_coroutine_callable
+from tournant.stages import callable_name, is_coroutine_callable
 
 __all__ = [
     "MISSING",
@@ -115,7 +115,7 @@ class Cache(Generic[X, V]):
         concurrency: int = 64,
     ) -> None:
         where = f"Cache({callable_name(fn) if callable(fn) else short(fn)})"
-        _check(where, fn, key, store, memory, concurrency)
+        check_arguments(where, fn, key, store, memory, concurrency)
         self.__name__ = callable_name(fn)
         self._fn = fn
         self._is_async = is_coroutine_callable(fn)
@@ -125,10 +125,10 @@ class Cache(Generic[X, V]):
         if isinstance(store, MemoryStore):
             self._memory, self._store = store, None
         else:
-            self._memory, self._store = MemoryStore("64MiB" if memory is None else memory), store
+            self._memory, self._store = MemoryStore(memory or "64MiB"), store
         self.peek = self._memory.peek
-        self._peek = self._memory.peek.__self__  # type: ignore[attr-defined]
-        self._wanted: dict[Hashable, _Wanted] = {}
+        self._entries = self._memory.entries
+        self._wanted: dict[Hashable, Wanted] = {}
         self._computed = self._recalled = self._shared = 0
 
     async def get(self, x: X) -> V:
@@ -141,12 +141,12 @@ class Cache(Generic[X, V]):
         make_key = self._key
         key = x if make_key is None else make_key(x)
         try:
-            value = self._peek[key]
+            value: V | Missing = self._entries[key]
         except TypeError as error:
             raise self._unhashable(key, error) from error
         if value is not MISSING:
-            return cast("V", value)
-        return cast("V", (await self._obtain({key: x}))[key])
+            return value
+        return (await self._obtain({key: x}))[key]
 
     async def get_many(self, xs: Iterable[X]) -> list[V]:
         """Return the values for items, in their order. Only what is not known reaches the function, each key once.
@@ -191,10 +191,9 @@ class Cache(Generic[X, V]):
             wanted = self._wanted.pop(key, None)
             if wanted is not None:
                 wanted.keep = False
+            self._memory.delete(key)
         if self._store is not None:
             await self._store.delete_many(keys)
-        for key in keys:
-            self._memory.delete(key)
 
     def stats(self) -> CacheStats:
         """Return what the cache has done so far."""
@@ -226,31 +225,36 @@ class Cache(Generic[X, V]):
     ) -> tuple[dict[Hashable, V], dict[Hashable, X]]:
         """Return the values, and those items whose batch, somebody else's, has failed."""
         loop = asyncio.get_running_loop()
-        waits: list[tuple[_Wanted, asyncio.Future[Any]]] = []
+        waits: list[tuple[Wanted, asyncio.Future[Any]]] = []
         joined: set[Hashable] = set()
         mine: dict[Hashable, X] = {}
+        for wanted in serving.get():
+            if wanted.key in missing and self._wanted.get(wanted.key) is wanted:
+                raise WouldDeadlock(
+                    f"{self!r}: the call for {short(wanted.key)} asks the cache for that same key, and would wait for itself"
+                )
         for key, x in missing.items():
-            wanted = self._wanted.get(key)
+            under_way = self._wanted.get(key)
             # A call on another loop can't be waited for here. Such runs each make their own.
             if (
-                wanted is None
-                or wanted.call.loop is not loop
-                or (wanted.call.is_batch and not join_batches)
+                under_way is None
+                or under_way.call.loop is not loop
+                or (under_way.call.is_batch and not join_batches)
             ):
                 mine[key] = x
             else:
-                waits.append((wanted, self._join(wanted, loop)))
-                if wanted.call.is_batch:
+                waits.append((under_way, under_way.join(loop)))
+                if under_way.call.is_batch:
                     joined.add(key)
         self._shared += len(waits)
         if mine:
-            call = _Call(loop, is_batch=self._batch and len(mine) > 1, alive=len(mine))
+            call = Call(loop, is_batch=self._batch and len(mine) > 1, alive=len(mine))
             for key, x in mine.items():
-                wanted = self._wanted[key] = _Wanted(key, x, call)
+                wanted = self._wanted[key] = Wanted(key, x, call)
                 waits.append((wanted, wanted.join(loop)))
-            call.task = loop.create_task(
-                self._serve(call, [wanted for wanted, _ in waits[-len(mine) :]])
-            )
+            made = [wanted for wanted, _ in waits[-len(mine) :]]
+            task = loop.create_task(self._serve(call, made))
+            call.task = task
         values: dict[Hashable, V] = {}
         again: dict[Hashable, X] = {}
         try:
@@ -266,14 +270,7 @@ class Cache(Generic[X, V]):
             raise
         return values, again
 
-    def _join(self, wanted: _Wanted, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-        if wanted in _serving.get():
-            raise WouldDeadlock(
-                f"{self!r}: the call for {short(wanted.key)} asks the cache for that same key, and would wait for itself"
-            )
-        return wanted.join(loop)
-
-    async def _leave(self, waits: list[tuple[_Wanted, asyncio.Future[Any]]]) -> None:
+    async def _leave(self, waits: list[tuple[Wanted, asyncio.Future[Any]]]) -> None:
         """Wait for these no longer; end the calls that nobody waits for any more, and see them end."""
         idle: list[asyncio.Task[None]] = []
         for wanted, waiter in waits:
@@ -293,13 +290,13 @@ class Cache(Generic[X, V]):
         if idle:
             await asyncio.wait(idle)
 
-    def _unregister(self, wanted: _Wanted) -> None:
+    def _unregister(self, wanted: Wanted) -> None:
         if self._wanted.get(wanted.key) is wanted:
             del self._wanted[wanted.key]
 
     # Calls.
 
-    async def _serve(self, call: _Call, all_wanted: list[_Wanted]) -> None:
+    async def _serve(self, call: Call, all_wanted: list[Wanted]) -> None:
         """Find or compute what is wanted. Everyone who waits gets an outcome, whatever happens."""
         failure: BaseException = asyncio.CancelledError()
         try:
@@ -329,7 +326,7 @@ class Cache(Generic[X, V]):
             for wanted in all_wanted:
                 self._fail(wanted, failure)
 
-    async def _work(self, queue: Iterator[_Wanted]) -> None:
+    async def _work(self, queue: Iterator[Wanted]) -> None:
         for wanted in queue:
             if not wanted.is_open:
                 continue
@@ -342,12 +339,12 @@ class Cache(Generic[X, V]):
                     raise
                 self._fail(wanted, error)
 
-    async def _compute(self, wanted: _Wanted) -> None:
+    async def _compute(self, wanted: Wanted) -> None:
         x = wanted.x
         value = frozen(await self._invoke([x] if self._batch else x, [wanted]))
         await self._keep([(wanted, value)])
 
-    async def _compute_batch(self, rows: list[_Wanted]) -> None:
+    async def _compute_batch(self, rows: list[Wanted]) -> None:
         values = await self._invoke([wanted.x for wanted in rows], rows)
         count = len(values) if hasattr(values, "__len__") else None
         if count != len(rows) or isinstance(values, (str, bytes, Mapping)):
@@ -358,14 +355,14 @@ class Cache(Generic[X, V]):
             )
         await self._keep([(w, frozen(value)) for w, value in zip(rows, values, strict=True)])
 
-    async def _invoke(self, argument: Any, rows: list[_Wanted]) -> Any:
-        token = _serving.set((*_serving.get(), *rows))
+    async def _invoke(self, argument: Any, rows: list[Wanted]) -> Any:
+        token = serving.set((*serving.get(), *rows))
         try:
             if self._is_async:
                 return await self._fn(argument)
             result = await asyncio.to_thread(self._fn, argument)
         finally:
-            _serving.reset(token)
+            serving.reset(token)
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()
@@ -374,7 +371,7 @@ class Cache(Generic[X, V]):
             )
         return result
 
-    async def _keep(self, values: list[tuple[_Wanted, Any]]) -> None:
+    async def _keep(self, values: list[tuple[Wanted, Any]]) -> None:
         self._computed += len(values)
         if self._store is not None:
             kept = {wanted.key: value for wanted, value in values if wanted.keep}
@@ -382,13 +379,13 @@ class Cache(Generic[X, V]):
         for wanted, value in values:
             self._settle(wanted, value)
 
-    def _settle(self, wanted: _Wanted, value: Any) -> None:
+    def _settle(self, wanted: Wanted, value: Any) -> None:
         if wanted.keep:
             self._memory.put(wanted.key, value)
         self._unregister(wanted)
         wanted.resolve(value)
 
-    def _fail(self, wanted: _Wanted, error: BaseException) -> None:
+    def _fail(self, wanted: Wanted, error: BaseException) -> None:
         if not wanted.settled:
             self._unregister(wanted)
             wanted.reject(error)
@@ -398,98 +395,4 @@ class Cache(Generic[X, V]):
             raise error
         return InvalidCache(
             f"{self!r}: {short(keys)} can't be a key ({error}): give key=, a function of an item that returns text, bytes or numbers"
-        )
-
-
-class _Call:
-    """One call of the function, or what stands for it: a task, and how many keys are still waited for."""
-
-    __slots__ = ("alive", "is_batch", "loop", "task")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_batch: bool, alive: int) -> None:
-        self.loop = loop
-        self.is_batch = is_batch
-        self.alive = alive
-        self.task: asyncio.Task[None] | None = None
-
-
-class _Wanted:
-    """A key that is being found or computed, and those who wait for it."""
-
-    __slots__ = ("_waiters", "call", "keep", "key", "settled", "watched", "x")
-
-    def __init__(self, key: Hashable, x: Any, call: _Call) -> None:
-        self.key = key
-        self.x = x
-        self.call = call
-        self.keep = True
-        self.settled = False
-        self.watched = 0
-        self._waiters: list[asyncio.Future[Any]] = []
-
-    @property
-    def is_open(self) -> bool:
-        return not self.settled and self.watched > 0
-
-    def join(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-        # A future each: cancelling a task cancels the future that it waits for.
-        waiter: asyncio.Future[Any] = loop.create_future()
-        self._waiters.append(waiter)
-        self.watched += 1
-        return waiter
-
-    def resolve(self, value: Any) -> None:
-        self._settled()
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(value)
-
-    def reject(self, error: BaseException) -> None:
-        self._settled()
-        for waiter in self._waiters:
-            if waiter.done():
-                continue
-            if isinstance(error, Exception):
-                waiter.set_exception(error)
-            else:
-                waiter.cancel()
-
-    def _settled(self) -> None:
-        if self.watched:
-            self.call.alive -= 1
-        self.settled = True
-
-
-# What the running call computes, so that a function that asks for its own key is told instead of waiting for ever.
-_serving: ContextVar[tuple[_Wanted, ...]] = ContextVar("tournant_cache_serving", default=())
-
-
-def _check(
-    where: str, fn: Any, key: Any, store: Any, memory: int | str | None, concurrency: Any
-) -> None:
-    if not callable(fn):
-        raise InvalidCache(f"{where}: a cache needs a function, got {type(fn).__name__}")
-    if is_async_generator_callable(fn) or inspect.isgeneratorfunction(fn):
-        raise InvalidCache(
-            f"{where}: a generator's results can't be remembered; return a list instead"
-        )
-    if key is not None and (not callable(key) or is_coroutine_callable(key)):
-        raise InvalidCache(f"{where}: key={short(key)}; give a plain function of one item")
-    if store is not None and not all(
-        is_coroutine_callable(getattr(store, name, None) or int)
-        for name in ("get_many", "put_many", "delete_many")
-    ):
-        raise InvalidCache(
-            f"{where}: store={short(store)}; give a MemoryStore, a SQLiteStore, or what has their async methods"
-        )
-    if key is None and store is not None and not isinstance(store, MemoryStore):
-        raise InvalidCache(
-            f"{where}: a store outlives the function, so its keys must tell what the function was: give for example "
-            'key=keyed_by("model", "version")'
-        )
-    if memory is not None and isinstance(store, MemoryStore):
-        raise InvalidCache(f"{where}: memory={memory!r} and a MemoryStore; give one of them")
-    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
-        raise InvalidCache(
-            f"{where}: concurrency={concurrency!r}; give a whole number of 1 or more"
         )
