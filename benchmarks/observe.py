@@ -7,6 +7,7 @@ processes and libraries are counted for all of them alike.
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from typing import Any
 
 MIB = 1 << 20
 SAMPLE = 0.25
-POLL = 0.02
 
 
 @dataclass
@@ -52,22 +52,15 @@ def watch(command: Sequence[str], index: Path | None = None, timeout: float = 18
     """
     over = threading.Event()
     peak = [0.0]
-    first: list[float] = []
+    probe = Probe(index) if index is not None else None
     start = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:
-        helpers = [
-            threading.Thread(target=sample_memory, args=(program.pid, peak, over), daemon=True)
-        ]
-        if index is not None:
-            helpers.append(
-                threading.Thread(
-                    target=await_first_row, args=(index, start, first, over), daemon=True
-                )
-            )
-        for helper in helpers:
-            helper.start()
+        sampler = threading.Thread(
+            target=sample_memory, args=(program.pid, peak, over), daemon=True
+        )
+        sampler.start()
         killer = threading.Timer(timeout, program.kill)
         killer.start()
         errors: list[str] = []
@@ -80,17 +73,45 @@ def watch(command: Sequence[str], index: Path | None = None, timeout: float = 18
         program.returncode = os.waitstatus_to_exitcode(status)
         killer.cancel()
         over.set()
-        for helper in helpers:
-            helper.join()
+        sampler.join()
+    answered = probe.stop() if probe is not None else None
     return Observed(
         seconds=seconds,
         cpu=usage.ru_utime + usage.ru_stime,
         peak=peak[0],
-        first=first[0] if first else None,
+        first=answered - start if answered is not None else None,
         code=program.returncode,
         told=last_object(printed),
         errors="".join(errors[-20:]),
     )
+
+
+class Probe:
+    """A process of its own that polls an index and notes when it first answers.
+
+    Apart from this one, because the store's threads and a program that starts others do not go together.
+    """
+
+    def __init__(self, index: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.probe", "first", str(index)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()  # it has loaded the store and says so
+
+    def stop(self) -> float | None:
+        """End it; return the reading of the monotonic clock at the first answer, if there was one."""
+        self.process.terminate()
+        said, _ = self.process.communicate()
+        return float(said) if said.strip() else None
+
+
+def all_rows(index: Path) -> int | None:
+    """Return the rows of all tables of vectors in a folder."""
+    command = [sys.executable, "-m", "benchmarks.probe", "count", str(index)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return None if done.returncode else int(done.stdout)
 
 
 def last_object(printed: str) -> dict[str, Any]:
@@ -135,37 +156,3 @@ def proportional_size(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
-
-
-def await_first_row(index: Path, start: float, first: list[float], over: threading.Event) -> None:
-    """Poll the index until a table with vectors returns a row."""
-    seen: dict[Path, int] = {}
-    while not over.is_set():
-        for table in index.rglob("*.lance"):
-            try:
-                versions = len(os.listdir(table / "_versions"))
-            except OSError:
-                continue
-            if versions != seen.get(table) and rows(table, limit=1):
-                first.append(time.perf_counter() - start)
-                return
-            seen[table] = versions
-        over.wait(POLL)
-
-
-def rows(table: Path, limit: int | None = None) -> int:
-    """Return how many rows a table of vectors has (at most `limit`); 0 for any other table."""
-    import lancedb
-
-    try:
-        opened = lancedb.connect(table.parent).open_table(table.stem)
-        if "vector" not in opened.schema.names:
-            return 0
-        return len(opened.search().limit(limit).to_list()) if limit else int(opened.count_rows())
-    except Exception:
-        return 0
-
-
-def all_rows(index: Path) -> int:
-    """Return the rows of all tables of vectors in a folder."""
-    return sum(rows(table) for table in index.rglob("*.lance"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Hashable
+from collections.abc import Coroutine, Hashable
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,15 +14,36 @@ from tournant.stages import is_async_generator_callable, is_coroutine_callable, 
 
 
 class Call:
-    """One call of the function, or what stands for it: a task, and how many keys are still waited for."""
+    """One call of the function, or what stands for it: a task.
 
-    __slots__ = ("alive", "is_batch", "loop", "task")
+    Attributes:
+        is_batch: the function gets several items at once, so that what it raises may be another item's fault.
+        wanted: the keys it is for.
+        alive: how many of them are open and waited for.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_batch: bool, alive: int) -> None:
+    __slots__ = ("_stopped", "_task", "alive", "is_batch", "loop", "wanted")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_batch: bool) -> None:
         self.loop = loop
         self.is_batch = is_batch
-        self.alive = alive
-        self.task: asyncio.Task[None] | None = None
+        self.wanted: list[Wanted] = []
+        self.alive = 0
+        self._stopped = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the call."""
+        self._task = self.loop.create_task(work)
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """If nobody waits for the call any more, have it end; return its task until it has."""
+        if self.alive or self._task is None or self._task.done():
+            return None
+        if not self._stopped:  # once, so as not to cut short what it does about it
+            self._stopped = True
+            self._task.cancel()
+        return self._task
 
 
 class Wanted:
@@ -39,16 +60,25 @@ class Wanted:
         self.watched = 0
         self._waiters: list[asyncio.Future[Any]] = []
 
-    @property
-    def is_open(self) -> bool:
-        return not self.settled and self.watched > 0
-
     def join(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
         # A future each: cancelling a task cancels the future that it waits for.
         waiter: asyncio.Future[Any] = loop.create_future()
         self._waiters.append(waiter)
+        if not self.watched:
+            self.call.alive += 1
         self.watched += 1
         return waiter
+
+    def leave(self, waiter: asyncio.Future[Any]) -> None:
+        """One of them waits no longer."""
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()  # seen, as far as asyncio is concerned
+        if self.settled:
+            return
+        waiter.cancel()
+        self.watched -= 1
+        if not self.watched:
+            self.call.alive -= 1
 
     def resolve(self, value: Any) -> None:
         self._settled()

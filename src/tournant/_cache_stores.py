@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from tournant.engine.budget import parse_bytes, size_of
 from tournant.errors import InvalidPipeline, TournantError
+
+V = TypeVar("V")
+
+_OVERHEAD = 200  # an entry, its slots in dict and circle
 
 
 class CacheError(TournantError):
@@ -61,38 +65,86 @@ class Store(Protocol):
         ...
 
 
+class Entry(Generic[V]):
+    """A value in memory, and whether it was used since the clock's hand last came by."""
+
+    __slots__ = ("size", "used", "value")
+
+    def __init__(self, value: V, size: int) -> None:
+        self.value = value
+        self.size = size
+        self.used = False
+
+
 class MemoryStore:
     """Keeps values in memory, up to a number of bytes; then the least recently used go first.
 
-    Recency is exact to within a quarter of `max_bytes`: what was used within the last three quarters of it is never dropped. That
-    inexactness is what makes `peek` as cheap as a look into a dict.
+    Recency is kept as a clock keeps it: a hit only marks its entry, and when room is needed the entries are gone through in a
+    circle, where a marked one loses its mark and stays. That is what makes `peek` nearly as cheap as a look into a dict.
+    Source: "A Paging Experiment with the Multics System", F. J. Corbato, 1968.
 
     Args:
         max_bytes: Bytes of keys and values together, with some 200 for each entry; a number, or text such as ``"64MiB"``. Arrays,
             strings and bytes are counted exactly, the insides of other objects estimated. A value larger than this isn't kept.
 
     Attributes:
-        peek: ``peek(key)`` returns the key's value, or `MISSING`.
+        entries: for `Cache`, which looks into it directly.
+        bytes: how many are held.
+        evicted: how many values were dropped for want of room.
 
     Raises:
         InvalidCache: `max_bytes` is no such number.
     """
 
     def __init__(self, max_bytes: int | str = "64MiB") -> None:
-        self.entries = Entries(as_bytes("MemoryStore", "max_bytes", max_bytes))
-        self.peek = self.entries.__getitem__
+        self.entries: dict[Hashable, Entry[Any]] = {}
+        self.bytes = 0
+        self.evicted = 0
+        self._max_bytes = as_bytes("MemoryStore", "max_bytes", max_bytes)
+        self._circle: deque[tuple[Hashable, Entry[Any]]] = deque()  # the hand is at its left end
+        # Runs on loops of several threads may share a cache. Reentrant, for a value's finalizer may come here.
+        self._lock = threading.RLock()
+
+    def peek(self, key: Hashable) -> Any:
+        """Return a key's value, or `MISSING`. For any thread."""
+        try:
+            entry = self.entries[key]
+        except KeyError:
+            return MISSING
+        entry.used = True
+        return entry.value
 
     def put(self, key: Hashable, value: Any) -> None:
         """Keep a value."""
-        self.entries.put(key, value, size_of(value) + size_of(key) + _OVERHEAD)
+        size = size_of(value) + size_of(key) + _OVERHEAD
+        with self._lock:
+            self.delete(key)
+            if size > self._max_bytes:
+                return
+            while self.bytes + size > self._max_bytes:
+                self._evict()
+            entry = Entry(value, size)
+            self.entries[key] = entry
+            self.bytes += size
+            self._circle.append((key, entry))
+            if len(self._circle) > 2 * len(self.entries) + 64:
+                self._circle = deque(self.entries.items())
 
     def delete(self, key: Hashable) -> None:
         """Forget a key's value."""
-        self.entries.drop(key)
+        with self._lock:
+            entry = self.entries.pop(key, None)
+            if entry is not None:
+                self.bytes -= entry.size
+                # The circle holds the entry until the hand comes by; another thread may be about to look into it.
+                entry.value = MISSING
 
     def clear(self) -> None:
         """Forget everything."""
-        self.entries.drop_all()
+        with self._lock:
+            self.entries.clear()
+            self._circle.clear()
+            self.bytes = 0
 
     async def get_many(self, keys: Iterable[Hashable]) -> dict[Any, Any]:
         """See `Store`."""
@@ -107,96 +159,23 @@ class MemoryStore:
     async def delete_many(self, keys: Iterable[Hashable]) -> None:
         """See `Store`."""
         for key in keys:
-            self.entries.drop(key)
+            self.delete(key)
 
     def __len__(self) -> int:
         """Return the number of values held."""
-        return len(self.entries.sizes)
+        return len(self.entries)
 
-    @property
-    def bytes(self) -> int:
-        """How many bytes are held."""
-        return self.entries.bytes
-
-    @property
-    def evicted(self) -> int:
-        """How many values were dropped for want of room."""
-        return self.entries.evicted
-
-
-_OVERHEAD = 200  # the slots of an entry in the dicts below, and its size as an int
-_LATELY = 4  # the newest entries are at most this part of the bytes
-
-
-class Entries(dict[Hashable, Any]):
-    """The newest entries, looked up by C code alone; the others lie in `aged`, in the order of their last use.
-
-    A lookup that misses here comes to `__missing__`, which brings an aged entry back. When the newest have become a quarter of
-    the bytes, they all age.
-    """
-
-    __slots__ = ("_lock", "aged", "bytes", "evicted", "lately", "max_bytes", "sizes")
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__()
-        self.max_bytes = max_bytes
-        self.aged: OrderedDict[Hashable, Any] = OrderedDict()
-        self.sizes: dict[Hashable, int] = {}
-        self.bytes = 0
-        self.lately = 0
-        self.evicted = 0
-        # Runs on loops of several threads may share a cache. Reentrant, for a value's finalizer may come here.
-        self._lock = threading.RLock()
-
-    def __missing__(self, key: Hashable) -> Any:
-        if key not in self.sizes:
-            return MISSING
-        with self._lock:
-            value = self.aged.pop(key, MISSING)
-            if value is MISSING:
-                return self.get(key, MISSING)  # another thread was here
-            self[key] = value
-            self._newer(self.sizes[key])
-            return value
-
-    def put(self, key: Hashable, value: Any, size: int) -> None:
-        with self._lock:
-            self.drop(key)
-            if size > self.max_bytes:
-                return
-            self[key] = value
-            self.sizes[key] = size
-            self.bytes += size
-            self._newer(size)
-            while self.bytes > self.max_bytes:
-                oldest, _ = self.aged.popitem(last=False)
-                self.bytes -= self.sizes.pop(oldest)
-                self.evicted += 1
-
-    def drop(self, key: Hashable) -> None:
-        with self._lock:
-            size = self.sizes.pop(key, None)
-            if size is None:
-                return
-            self.bytes -= size
-            if self.pop(key, MISSING) is MISSING:
-                self.aged.pop(key)
-            else:
-                self.lately -= size
-
-    def drop_all(self) -> None:
-        with self._lock:
-            self.clear()
-            self.aged.clear()
-            self.sizes.clear()
-            self.bytes = self.lately = 0
-
-    def _newer(self, size: int) -> None:
-        self.lately += size
-        if self.lately * _LATELY > self.max_bytes:
-            self.aged.update(self)
-            self.clear()
-            self.lately = 0
+    def _evict(self) -> None:
+        key, entry = self._circle.popleft()
+        if self.entries.get(key) is not entry:
+            return  # it was deleted or replaced
+        if entry.used:
+            entry.used = False
+            self._circle.append((key, entry))
+            return
+        del self.entries[key]
+        self.bytes -= entry.size
+        self.evicted += 1
 
 
 def as_bytes(where: str, option: str, value: int | str) -> int:

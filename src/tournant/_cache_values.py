@@ -47,7 +47,12 @@ def keyed_by(*parts: Any) -> Callable[[Any], bytes]:
 
     def key(item: Any) -> bytes:
         digest = begun.copy()
-        digest.update(b"".join(_canonical((item,))))
+        if type(item) is str:  # as `_canonical` has it, in a third of the time
+            text = item.encode("utf-8", "surrogatepass")
+            digest.update(b"s%x:" % len(text))
+            digest.update(text)
+        else:
+            digest.update(b"".join(_canonical((item,))))
         return digest.digest()
 
     return key

@@ -25,6 +25,7 @@ from tournant._cache_sqlite import SQLiteStore
 from tournant._cache_stores import (
     MISSING,
     CacheError,
+    Entry,
     InvalidCache,
     MemoryStore,
     Missing,
@@ -50,6 +51,8 @@ __all__ = [
 
 X = TypeVar("X")
 V = TypeVar("V")
+
+_MEMORY = "64MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +97,9 @@ class Cache(Generic[X, V]):
         memory: Bytes of values in memory, with a `store` behind them or without; a number or text. Default 64 MiB.
         concurrency: Calls of `fn` at once for the misses of one `get_many`, when `fn` takes single items. Default 64.
 
-    Attributes:
-        peek: ``peek(key)`` returns the value in memory or `MISSING`, at once, without a task or an await. It takes the key, not the item,
-            and never looks into the store behind the memory. For any thread.
-
     Raises:
         InvalidCache: an argument can't be as it was given.
     """
-
-    peek: Callable[[Hashable], V | Missing]
 
     def __init__(
         self,
@@ -122,14 +119,26 @@ class Cache(Generic[X, V]):
         self._key = key
         self._batch = batch
         self._concurrency = concurrency
+        self._store = None if isinstance(store, MemoryStore) else store
         if isinstance(store, MemoryStore):
-            self._memory, self._store = store, None
+            self._memory = store
         else:
-            self._memory, self._store = MemoryStore(memory or "64MiB"), store
-        self.peek = self._memory.peek
-        self._entries = self._memory.entries
+            self._memory = MemoryStore(_MEMORY if memory is None else memory)
+        self._entries: dict[Hashable, Entry[V]] = self._memory.entries
         self._wanted: dict[Hashable, Wanted] = {}
         self._computed = self._recalled = self._shared = 0
+
+    def peek(self, key: Hashable) -> V | Missing:
+        """Return the value in memory or `MISSING`, at once, without a task or an await.
+
+        It takes the key, not the item, and never looks into the store behind the memory. For any thread.
+        """
+        try:
+            entry = self._entries[key]
+        except KeyError:
+            return MISSING
+        entry.used = True
+        return entry.value
 
     async def get(self, x: X) -> V:
         """Return the value for an item: at once if it is in memory, else from the store or the function.
@@ -141,11 +150,16 @@ class Cache(Generic[X, V]):
         make_key = self._key
         key = x if make_key is None else make_key(x)
         try:
-            value: V | Missing = self._entries[key]
+            entry = self._entries[key]
+        except KeyError:
+            pass
         except TypeError as error:
             raise self._unhashable(key, error) from error
-        if value is not MISSING:
-            return value
+        else:
+            entry.used = True
+            value = entry.value
+            if value is not MISSING:  # as it is when another thread has just deleted it
+                return value
         return (await self._obtain({key: x}))[key]
 
     async def get_many(self, xs: Iterable[X]) -> list[V]:
@@ -162,11 +176,10 @@ class Cache(Generic[X, V]):
         peek = self.peek
         try:
             values = [peek(key) for key in keys]
-            missing = {
-                key: x
-                for key, x, value in zip(keys, items, values, strict=True)
-                if value is MISSING
-            }
+            missing: dict[Hashable, X] = {}
+            for key, x, value in zip(keys, items, values, strict=True):
+                if value is MISSING:
+                    missing.setdefault(key, x)
         except TypeError as error:
             raise self._unhashable(keys, error) from error
         if missing:
@@ -248,13 +261,12 @@ class Cache(Generic[X, V]):
                     joined.add(key)
         self._shared += len(waits)
         if mine:
-            call = Call(loop, is_batch=self._batch and len(mine) > 1, alive=len(mine))
+            call = Call(loop, is_batch=self._batch and len(mine) > 1)
             for key, x in mine.items():
                 wanted = self._wanted[key] = Wanted(key, x, call)
+                call.wanted.append(wanted)
                 waits.append((wanted, wanted.join(loop)))
-            made = [wanted for wanted, _ in waits[-len(mine) :]]
-            task = loop.create_task(self._serve(call, made))
-            call.task = task
+            call.start(self._serve(call.wanted))
         values: dict[Hashable, V] = {}
         again: dict[Hashable, X] = {}
         try:
@@ -266,29 +278,25 @@ class Cache(Generic[X, V]):
                         raise
                     again[wanted.key] = missing[wanted.key]
         except BaseException:
-            await self._leave(waits)
+            for wanted, waiter in waits:
+                wanted.leave(waiter)
+            await self._end(waits)
             raise
+        await self._end(waits)
         return values, again
 
-    async def _leave(self, waits: list[tuple[Wanted, asyncio.Future[Any]]]) -> None:
-        """Wait for these no longer; end the calls that nobody waits for any more, and see them end."""
-        idle: list[asyncio.Task[None]] = []
-        for wanted, waiter in waits:
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # seen, as far as asyncio is concerned
-            if wanted.settled:
-                continue
-            waiter.cancel()
-            wanted.watched -= 1
-            if not wanted.watched:
-                self._unregister(wanted)
-                call = wanted.call
-                call.alive -= 1
-                if not call.alive and call.task is not None:
-                    call.task.cancel()
-                    idle.append(call.task)
-        if idle:
-            await asyncio.wait(idle)
+    async def _end(self, waits: list[tuple[Wanted, asyncio.Future[Any]]]) -> None:
+        """End those calls that nobody waits for any more, and see them end."""
+        inside = {wanted.call for wanted in serving.get()}  # they end after us
+        ended: list[asyncio.Task[None]] = []
+        for call in {wanted.call for wanted, _ in waits}:
+            if (task := call.stop()) is not None:
+                for wanted in call.wanted:
+                    self._unregister(wanted)
+                if call not in inside:
+                    ended.append(task)
+        if ended:
+            await asyncio.wait(ended)
 
     def _unregister(self, wanted: Wanted) -> None:
         if self._wanted.get(wanted.key) is wanted:
@@ -296,7 +304,7 @@ class Cache(Generic[X, V]):
 
     # Calls.
 
-    async def _serve(self, call: Call, all_wanted: list[Wanted]) -> None:
+    async def _serve(self, all_wanted: list[Wanted]) -> None:
         """Find or compute what is wanted. Everyone who waits gets an outcome, whatever happens."""
         failure: BaseException = asyncio.CancelledError()
         try:
@@ -306,7 +314,7 @@ class Cache(Generic[X, V]):
                     if wanted.key in found and wanted.keep:
                         self._recalled += 1
                         self._settle(wanted, found[wanted.key])
-            rows = [wanted for wanted in all_wanted if wanted.is_open]
+            rows = [wanted for wanted in all_wanted if self._is_open(wanted)]
             if not rows:
                 return
             if self._batch:
@@ -328,7 +336,7 @@ class Cache(Generic[X, V]):
 
     async def _work(self, queue: Iterator[Wanted]) -> None:
         for wanted in queue:
-            if not wanted.is_open:
+            if not self._is_open(wanted):
                 continue
             try:
                 await self._compute(wanted)
@@ -338,6 +346,13 @@ class Cache(Generic[X, V]):
                 if cancelled or not isinstance(error, (Exception, asyncio.CancelledError)):
                     raise
                 self._fail(wanted, error)
+
+    def _is_open(self, wanted: Wanted) -> bool:
+        """Tell whether a value is still to be computed. Once it is told that it isn't, nobody can join any more."""
+        if wanted.watched and not wanted.settled:
+            return True
+        self._unregister(wanted)
+        return False
 
     async def _compute(self, wanted: Wanted) -> None:
         x = wanted.x

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
@@ -131,7 +132,16 @@ def run(
 
     if here and not _loop_runs_here():
         with asyncio.Runner() as runner:
-            return runner.run(made())
+            # Not runner.run(): its Ctrl-C waits for the loop's next turn, and here the calls themselves block the loop.
+            loop = runner.get_loop()
+            task = loop.create_task(made())
+            try:
+                return loop.run_until_complete(task)
+            except (KeyboardInterrupt, SystemExit):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    loop.run_until_complete(task)
+                raise
     with LoopThread() as thread:
         future = thread.submit(made())
         try:

@@ -70,7 +70,7 @@ def test_functions_and_classes_of_main_travel_by_value(how, tmp_path):
     assert out.stderr == ""
     lines = out.stdout.splitlines()
     assert lines.count("imported once") == 1
-    assert lines.count("in a worker") == 4
+    assert out.stdout.count("in a worker") == 4
     assert lines[-1] == "the end"
 
 

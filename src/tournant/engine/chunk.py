@@ -27,13 +27,14 @@ class Chunk:
         children: children of the entry in work that have been passed on.
         progress: when the attempt in work began, as far as is known; 0 before it began.
         paused: it gave its slot back while there is no room for its children.
+        reserved: bytes that are counted for what it will make.
         held: parts that the lane has sent without having got the word to go on.
         abandoned: nobody wants its results any more.
     """
 
     __slots__ = (
         "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "outbox",
-        "paused", "paused_at", "progress", "reported", "segment", "skip", "spec", "spent", "timed_out", "values",
+        "paused", "paused_at", "progress", "reported", "reserved", "segment", "skip", "spec", "spent", "timed_out", "values",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class Chunk:
         self.paused = False
         self.paused_at = 0.0
         self.held = 0
+        self.reserved = 0
         self.abandoned = False
         self.timed_out = False
         # One part may be under way before the lane has to wait for the loop's word.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tournant.engine.channel import Attempt
 from tournant.engine.lineage import Item
-from tournant.engine.loop_segment import LoopSegment, cancelled
+from tournant.engine.loop_segment import LoopSegment, interrupts
 from tournant.errors import BatchMismatch
 from tournant.pool.steps import checked_rows, plain
 
@@ -53,7 +52,7 @@ class LoopBatchSegment(LoopSegment):
                 try:
                     results = checked_rows(await step.call([row.value for row in rows]), len(rows))
                 except BaseException as error:
-                    if isinstance(error, asyncio.CancelledError) and cancelled():
+                    if interrupts(error, run):
                         raise
                     await self._batch_failed(rows, attempt, plain(error))
                     continue

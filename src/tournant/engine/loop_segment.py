@@ -41,36 +41,41 @@ _CODES = {
 
 
 class _Step:
-    """One stage inside a loop segment, ready to call."""
+    """One stage inside a loop segment, ready to call.
 
-    __slots__ = ("call", "code", "growth", "limit", "stage", "stats", "waiters")
+    Attributes:
+        permits: calls at once.
+        limit: calls in progress from which on a worker has to ask at the gate: all `permits`, or, where memory has a say,
+            none.
+        growth: bytes by which a call makes its item grow, smoothed; ``None`` while nobody knows.
+    """
+
+    __slots__ = ("call", "code", "growth", "limit", "permits", "stage", "stats", "waiters")
 
     def __init__(self, stage: Stage, stats: Any, call: Call, limit: int) -> None:
         self.stage = stage
         self.code = _CODES[stage.kind]
         self.stats = stats
         self.call = call
-        self.limit = limit
-        self.growth = 0.0
+        self.limit = self.permits = limit
+        self.growth: float | None = None
         self.waiters: deque[asyncio.Future[None]] = deque()
 
-    def learn(self, growth: int, budget: Budget) -> None:
-        """Let as many in as memory has room for, by what the last calls made of their items."""
-        self.growth = max(0.0, float(growth), 0.8 * self.growth + 0.2 * growth)
-        most = (
-            self.stage.concurrency
-            if self.growth <= 0
-            else (budget.limit - budget.total) / self.growth
-        )
-        self.limit = max(1, min(self.stage.concurrency, int(most)))
-        for _ in range(min(len(self.waiters), self.limit - self.stats.started + self.stats.left)):
-            self.leave()
+    def learn(self, growth: int) -> None:
+        """Remember by how much a call made its item grow."""
+        if self.growth is None:
+            self.growth = max(0.0, float(growth))
+            self.permits = self.stage.concurrency
+            for _ in range(len(self.waiters)):
+                self.leave()
+        else:
+            self.growth = max(0.0, float(growth), 0.8 * self.growth + 0.2 * growth)
 
     async def enter(self, run: Run) -> None:
         """Wait until the stage has a permit, or the run is being stopped."""
         began = perf_counter()
         stats = self.stats
-        while stats.started - stats.left >= self.limit and not run.halted:
+        while stats.started - stats.left >= self.permits and not run.halted:
             waiter = asyncio.get_running_loop().create_future()
             self.waiters.append(waiter)
             await waiter
@@ -119,10 +124,10 @@ class LoopSegment(Segment):
     def start(self) -> None:
         """Build the steps and the first worker."""
         for stage, stats, limit in zip(self.stages, self.stats, self.limits, strict=True):
+            step = _Step(stage, stats, self._callable(stage), limit)
             if self.run.budget is not None and stage.kind == "map":
-                # Nobody knows yet by how much the items grow.
-                limit = min(limit, UNKNOWN)  # noqa: PLW2901
-            self.steps.append(_Step(stage, stats, self._callable(stage), limit))
+                step.limit, step.permits = 0, min(limit, UNKNOWN)
+            self.steps.append(step)
         self._spawn()
 
     def idle(self) -> bool:
@@ -238,12 +243,9 @@ class LoopSegment(Segment):
                     while i < count:
                         step = steps[i]
                         stats = step.stats
+                        before = item.size
                         if stats.started - stats.left >= step.limit:
-                            self.active -= 1
-                            try:
-                                await step.enter(run)
-                            finally:
-                                self.active += 1
+                            await self._enter(step, item)
                             if run.halted:
                                 item = None
                                 break
@@ -264,7 +266,7 @@ class LoopSegment(Segment):
                         if code == _MAP:
                             value = result
                             if budget is not None:
-                                self._grown(step, item, value, budget)
+                                self._grown(step, item, before, value, budget)
                         elif code == _FILTER and not result:
                             run.end_item(item, DROPPED if item.pos else DROPPED | REFUSED)
                             item = None
@@ -272,7 +274,7 @@ class LoopSegment(Segment):
                         stats.items_out += 1
                         i += 1
                 except BaseException as error:
-                    if isinstance(error, asyncio.CancelledError) and cancelled():
+                    if interrupts(error, run):
                         raise
                     step.stats.left += 1
                     if step.waiters:
@@ -305,13 +307,33 @@ class LoopSegment(Segment):
         finally:
             self._worker_left()
 
-    def _grown(self, step: _Step, item: Item, value: Any, budget: Budget) -> None:
-        """Count what a call has made of its item."""
+    async def _enter(self, step: _Step, item: Item) -> None:
+        """Wait for a permit, and for the memory that the call is expected to take: it is counted from now on."""
+        run, budget, stats = self.run, self.run.budget, step.stats
+        self.active -= 1
+        try:
+            while not run.halted:
+                if stats.started - stats.left >= step.permits:
+                    await step.enter(run)
+                growth = int(step.growth or 0)
+                if budget is None or not growth:
+                    break
+                if budget.admits(growth, item.origin):
+                    budget.add(growth)
+                    item.size += growth
+                    break
+                began = perf_counter()
+                await budget.child(growth, item.origin)
+                stats.wait_output += perf_counter() - began
+        finally:
+            self.active += 1
+
+    def _grown(self, step: _Step, item: Item, before: int, value: Any, budget: Budget) -> None:
+        """Count what a call has made of an item that had `before` bytes."""
         size = size_of(value)
         budget.add(size - item.size)
-        if not self.run.inline:
-            step.learn(size - item.size, budget)
         item.size = size
+        step.learn(size - before)
 
     async def _fan_out(self, step: _Step, item: Item, value: Any, attempt: Attempt | None) -> None:
         """Run a flat_map on one item and pass its children on as they are produced."""
@@ -374,6 +396,8 @@ class LoopSegment(Segment):
         self, item: Item, value: Any, step: int, count: int, error: Exception
     ) -> None:
         stage = self.stages[step]
+        if self.run.budget is not None:
+            self.run.change(item, value)
         if (
             stage.retry is None
             or self.run.halted
@@ -417,7 +441,11 @@ class LoopSegment(Segment):
         stats.left -= rows
 
 
-def cancelled() -> bool:
-    """Tell whether somebody has cancelled the present task, rather than a stage raised CancelledError by itself."""
+def interrupts(error: BaseException, run: Run) -> bool:
+    """Tell whether `error` is no failure of a stage: somebody has cancelled the task, or pressed Ctrl-C in an inline run."""
+    if run.inline and isinstance(error, KeyboardInterrupt):
+        return True
+    if not isinstance(error, asyncio.CancelledError):
+        return False
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -27,6 +27,7 @@ class Memory(Segment):
 
     flat: bool
     limit: int
+    batch: int
 
     def __init__(self, run: Run, stages: list[Stage], limits: list[int]) -> None:
         super().__init__(run, stages, limits)
@@ -43,14 +44,22 @@ class Memory(Segment):
         budget = self.run.budget
         return max(1, budget.limit // (4 * self.limit)) if budget is not None else None
 
-    def _fits(self) -> bool:
-        """Tell whether memory has room for what one more chunk will grow by; the first may always run."""
+    def _need(self) -> int:
+        """Return the bytes that one more chunk is expected to take."""
+        return int((self.growth or 0.0) * self._chunk_items() * max(1, self.batch))
+
+    def _reserve(self, chunk: Chunk) -> None:
+        """Count what a chunk will take from now on."""
         budget = self.run.budget
-        if budget is None or not self.working or self.flat or self.out is None:
-            return True
-        if self.growth is None:
-            return self.working < UNKNOWN
-        return budget.total + (self.working + 1) * self.growth * self._chunk_items() <= budget.limit
+        if budget is not None and self.growth and not self.flat and self.out is not None:
+            chunk.reserved = int(self.growth * chunk.count)
+            budget.add(chunk.reserved)
+
+    def _unreserve(self, chunk: Chunk) -> None:
+        """Its values have come, and are counted themselves."""
+        if chunk.reserved and self.run.budget is not None:
+            self.run.budget.add(-chunk.reserved)
+            chunk.reserved = 0
 
     def _grew(self, items: list[Item], values: list[Any]) -> None:
         """Count what a stage made of some items, and learn by how much they grow."""
@@ -64,15 +73,21 @@ class Memory(Segment):
             self.growth = each if self.growth is None else max(each, 0.8 * self.growth + 0.2 * each)
 
     def wants_memory(self) -> bool:
-        """Tell whether a fan-out waits, before its first or its next children, for the memory that they will take."""
+        """Tell whether the next chunk waits for the memory that it is expected to take."""
         budget = self.run.budget
-        return (
-            self.flat
-            and budget is not None
-            and not self._favoured
-            and bool(self.paused or self.inbox.items or self.inbox.again)
-            and not budget.admits(0)
-        )
+        if (
+            budget is None
+            or self._favoured
+            or self.out is None
+            or not (self.paused or self.inbox.items or self.inbox.again)
+        ):
+            return False
+        if self.flat:
+            return not budget.admits(0)
+        if self.growth is None:
+            return self.working >= UNKNOWN
+        need = self._need()
+        return bool(need) and not budget.admits(need)
 
     def _may_resume(self) -> bool:
         """Tell whether a paused chunk may go on, and put it first."""

@@ -123,7 +123,7 @@ class PoolSegment(Recovery, Memory):
 
     def ready(self) -> bool:
         """Tell whether there is work to start (or to resume) and room behind it."""
-        if self.working >= self.limit or not self._fits():
+        if self.working >= self.limit:
             return False
         if not self._room():
             return False
@@ -191,6 +191,7 @@ class PoolSegment(Recovery, Memory):
         self.in_work += chunk.count
         self.stats[0].started += chunk.count
         self.chunks.add(chunk)
+        self._reserve(chunk)
         chunk.lane = lane
         lane.submit(chunk)
         if inbox.writers or inbox.room_wanted:
@@ -200,9 +201,10 @@ class PoolSegment(Recovery, Memory):
         if not self.cost or (self.timeout is not None and self.timeout < SURE_SECONDS):
             return 1
         n = min(MOST_ITEMS, int(self._seconds / max(self.cost, LEAST_COST * max(1, self.batch))))
-        if self.bytes > 0:
+        each = max(self.bytes, self.growth or 0.0)
+        if each > 0:
             most = min(CHUNK_BYTES, self.spec.part_bytes or CHUNK_BYTES)
-            n = min(n, int(most / (self.bytes * max(1, self.batch))))
+            n = min(n, int(most / (each * max(1, self.batch))))
         return max(1, n)
 
     def _chunk(self) -> Chunk:
@@ -249,6 +251,7 @@ class PoolSegment(Recovery, Memory):
             return
         if not self.flat or part.ends:
             chunk.progress = perf_counter()
+        self._unreserve(chunk)
         if self.flat:
             self._take_flat(chunk, part)
         elif self.batch:
@@ -422,6 +425,7 @@ class PoolSegment(Recovery, Memory):
 
     def _chunk_over(self, chunk: Chunk) -> None:
         self.stuck.discard(chunk)
+        self._unreserve(chunk)
         if chunk not in self.chunks:
             return
         self.chunks.discard(chunk)

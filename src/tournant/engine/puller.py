@@ -102,7 +102,7 @@ class Puller:
         self.put += 1
         if self._weigh is not None:
             self._bytes_put += self._sizes.popleft()
-        if self._blocked and self.pulled - self.put <= self._ahead // 2:
+        if self._blocked and not self._full(self._ahead // 2):
             self._room.set()
 
     def stop(self) -> None:
@@ -157,20 +157,23 @@ class Puller:
     def _may_pull(self) -> bool:
         """Wait until the run has caught up; False when nobody wants more."""
         while not self._closing:
-            behind = self.pulled - self.put
-            full = behind >= self._ahead
-            if behind and self._bytes_pulled - self._bytes_put >= self._most_bytes > 0:
-                full = True
-            if not full:
+            if not self._full(self._ahead - 1):
                 return True
             self._pulling = False
             self._room.clear()
             self._blocked = True
             # What was put in between has not seen that somebody waits.
-            if self.pulled - self.put > self._ahead // 2 and not self._closing:
+            if self._full(self._ahead // 2) and not self._closing:
                 self._room.wait()
             self._blocked = False
         return False
+
+    def _full(self, most: int) -> bool:
+        """Tell whether more than `most` inputs, or too many bytes, were pulled and not put."""
+        behind = self.pulled - self.put
+        return behind > most or (
+            behind > 0 and self._bytes_pulled - self._bytes_put >= self._most_bytes > 0
+        )
 
     def _tell(self) -> None:
         if self._idle:

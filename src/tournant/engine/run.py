@@ -203,8 +203,10 @@ class Run:
         self.ended = perf_counter()
         self.lookout.stop()
         self.source.stop()
-        for task in list(self._tasks):
-            task.cancel()
+        if not self.cancelled:
+            # Once is enough: a second time would break into what a call does to clean up.
+            for task in list(self._tasks):
+                task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
         if self._tasks:
