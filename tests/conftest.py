@@ -29,9 +29,7 @@ def until() -> Callable[..., bool]:
 def _threads() -> set[str]:
     """The threads of runs: all but those of the pool, which stay warm on purpose."""
     warm = ("tournant-threads-", "tournant-processes-", "tournant-blocking-")
-    return {
-        thread.name for thread in threading.enumerate() if not thread.name.startswith(warm)
-    }
+    return {thread.name for thread in threading.enumerate() if not thread.name.startswith(warm)}
 
 
 def _descriptors() -> int:

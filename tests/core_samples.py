@@ -179,7 +179,9 @@ def surroundings(name):
 
 
 def logs(value):
-    logging.getLogger("core.samples").warning("item %s", value, extra={"pid_of_worker": os.getpid()})
+    logging.getLogger("core.samples").warning(
+        "item %s", value, extra={"pid_of_worker": os.getpid()}
+    )
     return value
 
 

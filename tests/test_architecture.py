@@ -13,7 +13,9 @@ import tournant as tn
 
 SOURCE = Path(tn.__file__).parent
 MODULES = {
-    ".".join(["tournant", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__"): path
+    ".".join(["tournant", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(
+        ".__init__"
+    ): path
     for path in SOURCE.rglob("*.py")
 }
 #: What may use the core and is never used by it.
@@ -61,7 +63,11 @@ def imports(path: Path, *, lazily: bool):
                 assert not child.level, f"{module}: a relative import"
                 assert child.module is not None
                 found.add(child.module)
-                found.update(f"{child.module}.{alias.name}" for alias in child.names if f"{child.module}.{alias.name}" in MODULES)
+                found.update(
+                    f"{child.module}.{alias.name}"
+                    for alias in child.names
+                    if f"{child.module}.{alias.name}" in MODULES
+                )
             else:
                 visit(child, inside)
 
@@ -97,17 +103,29 @@ def test_the_core_imports_nothing_third_party_at_its_top(module):
     if room(module) in {name for layer in LAYERS for name in layer}:
         for used in imports(MODULES[module], lazily=True):
             top = used.split(".")[0]
-            assert top == "tournant" or top in sys.stdlib_module_names or top in THIRD_PARTY_ALLOWED, f"{module} imports {used}"
+            assert (
+                top == "tournant" or top in sys.stdlib_module_names or top in THIRD_PARTY_ALLOWED
+            ), f"{module} imports {used}"
 
 
 def loaded_after(statement: str) -> set[str]:
     program = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     return set(out.stdout.split())
 
 
 def test_importing_tournant_loads_next_to_nothing():
-    assert loaded_after("import tournant") <= {"tournant", "tournant._version", "__future__", "typing", "_typing", "collections.abc", *_parts_of("typing")}
+    assert loaded_after("import tournant") <= {
+        "tournant",
+        "tournant._version",
+        "__future__",
+        "typing",
+        "_typing",
+        "collections.abc",
+        *_parts_of("typing"),
+    }
 
 
 def _parts_of(module: str) -> set[str]:
@@ -141,7 +159,7 @@ def test_the_exported_names_are_held():
         assert getattr(tn, name) is not None
         assert name in dir(tn)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        tn.nonsense  # noqa: B018
+        tn.nonsense
 
 
 def test_there_is_one_tree_of_errors():
@@ -150,5 +168,9 @@ def test_there_is_one_tree_of_errors():
     from tournant import errors
 
     for name, value in vars(errors).items():
-        if inspect.isclass(value) and issubclass(value, BaseException) and value.__module__ == errors.__name__:
+        if (
+            inspect.isclass(value)
+            and issubclass(value, BaseException)
+            and value.__module__ == errors.__name__
+        ):
             assert issubclass(value, tn.TournantError), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ _FETCH = 256
 class RunHandle:
     """A run in progress: what ``async with pipeline.open() as run`` gives.
 
-    Iterating gives the results. A result counts as done when the consumer comes back for the next one. Leaving the ``async
-    with`` before the end cancels the run.
+    Iterating gives the results; several tasks may share them. A result counts as done when its consumer comes back for the
+    next one. Leaving the ``async with`` before the end cancels the run.
     """
 
     def __init__(self, pipeline: Pipeline, *, inline: bool, nested: bool) -> None:
@@ -31,7 +32,8 @@ class RunHandle:
         self._inline = inline
         self._nested = nested
         self._run: Run | None = None
-        self._taken: Item | None = None
+        #: What each task that iterates works on.
+        self._taken: dict[asyncio.Task[Any] | None, Item] = {}
 
     async def __aenter__(self) -> RunHandle:
         """Start the run."""
@@ -57,7 +59,7 @@ class RunHandle:
         if run.report is not None:
             return
         if not run.closing:
-            self._acknowledge()
+            self._acknowledge_all()
         if not run.finished.done() or (run.results is not None and run.results.items):
             run._cancel()
         try:
@@ -73,19 +75,26 @@ class RunHandle:
     async def __anext__(self) -> Any:
         """Return the next result; the one before counts as done now."""
         run = self._running()
-        self._acknowledge()
+        task = asyncio.current_task()
+        if task in self._taken:
+            self._acknowledge(self._taken.pop(task))
         results = run.results
         if results is not None:
             items = results.items
             while not items and not results.closed:
                 await results.wait_items()
             if items:
-                item = self._taken = items.popleft()
+                item = self._taken[task] = items.popleft()
                 run.consuming = True
+                if items:
+                    results.pass_on()
                 if (results.writers or results.room_wanted) and len(items) <= results.low:
                     results.removed()
                 return item.value
         await run.wait()
+        if not run.closing:
+            # What other tasks have taken has been delivered.
+            self._acknowledge_all()
         await run.close()
         raise StopAsyncIteration
 
@@ -127,13 +136,16 @@ class RunHandle:
             raise RunClosed("the run has not been opened; use `async with pipeline.open() as run:`")
         return self._run
 
-    def _acknowledge(self) -> None:
-        item, self._taken = self._taken, None
-        if item is not None:
-            run = self._running()
-            run.consuming = False
+    def _acknowledge(self, item: Item) -> None:
+        run = self._running()
+        run.consuming = bool(self._taken)
+        if not run.closing:
             run.outputs += 1
             run.end_item(item, ARRIVED)
+
+    def _acknowledge_all(self) -> None:
+        while self._taken:
+            self._acknowledge(self._taken.popitem()[1])
 
     # For synchronous consumers: several results by one hop between the threads.
 

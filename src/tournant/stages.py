@@ -95,7 +95,7 @@ def calling_stage(
     max_wait: float | None = None,
 ) -> Stage:
     """Build a stage that calls `fn`, or raise `InvalidPipeline` with the mend."""
-    where = f".{kind}({callable_name(fn) if callable(fn) else short(fn)})"
+    where = f".{kind}({name or callable_name(fn) if callable(fn) else short(fn)})"
     if not callable(fn):
         raise InvalidPipeline(f"{where}: a stage needs a callable, got {type(fn).__name__}")
     is_async = is_coroutine_callable(fn) or is_async_generator_callable(fn)

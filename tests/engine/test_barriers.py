@@ -3,9 +3,9 @@ from __future__ import annotations
 import asyncio
 import pickle
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 import tournant as tn
 from tournant.engine.barriers import Group
 
@@ -31,7 +31,9 @@ def test_an_input_of_which_an_item_failed_is_not_gathered():
 
 
 def test_what_a_filter_drops_is_missing_from_its_group_and_nothing_else():
-    pipeline = tn.Pipeline([4, 1]).flat_map(samples.upto).filter(lambda n: n % 2, on="loop").gather()
+    pipeline = (
+        tn.Pipeline([4, 1]).flat_map(samples.upto).filter(lambda n: n % 2, on="loop").gather()
+    )
     assert sorted(map(list, pipeline.collect())) == [[], [1, 3]]
 
 
@@ -52,7 +54,13 @@ def test_items_of_a_group_stand_in_the_order_in_which_they_were_made():
             gates[n].set()
             return n
 
-        return await tn.Pipeline([5]).flat_map(samples.upto, on="loop").map(backwards).gather().acollect()
+        return (
+            await tn.Pipeline([5])
+            .flat_map(samples.upto, on="loop")
+            .map(backwards)
+            .gather()
+            .acollect()
+        )
 
     assert asyncio.run(main()) == [[0, 1, 2, 3, 4]]
 
@@ -80,7 +88,11 @@ def test_an_empty_fan_out_makes_an_empty_group_behind_other_barriers_too(middle)
 
 def test_two_orders_with_another_stage_between():
     pipeline = (
-        tn.Pipeline(range(300)).map(samples.same).ordered(window=9).map(samples.inc).ordered(window=4)
+        tn.Pipeline(range(300))
+        .map(samples.same)
+        .ordered(window=9)
+        .map(samples.inc)
+        .ordered(window=4)
     )
     assert pipeline.collect() == [n + 1 for n in range(300)]
 
@@ -107,6 +119,9 @@ def test_a_window_of_one_takes_one_input_at_a_time():
 
 def test_a_failed_item_does_not_hold_back_its_siblings_behind_ordered():
     pipeline = (
-        tn.Pipeline([9, 2], on_error="skip").flat_map(samples.upto).map(samples.fail_on_seven).ordered()
+        tn.Pipeline([9, 2], on_error="skip")
+        .flat_map(samples.upto)
+        .map(samples.fail_on_seven)
+        .ordered()
     )
     assert pipeline.collect() == [0, 1, 2, 3, 4, 5, 6, 8, 0, 1]

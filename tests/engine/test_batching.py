@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import asyncio
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 import tournant as tn
 
 
@@ -74,7 +74,9 @@ def test_a_partial_batch_of_map_batches_goes_after_max_wait(on):
             yield 3
 
         got = []
-        pipeline = tn.Pipeline(source).map_batches(samples.size_and_value, size=10, max_wait=0.02, on=on)
+        pipeline = tn.Pipeline(source).map_batches(
+            samples.size_and_value, size=10, max_wait=0.02, on=on
+        )
         async with pipeline.open() as run:
             async for size_and_value in run:
                 got.append(size_and_value)
@@ -118,7 +120,13 @@ def test_unbatch_gives_each_entry_back_to_its_input():
 
 
 def test_entries_of_another_length_descend_from_the_whole_batch():
-    pipeline = tn.Pipeline(range(6), on_error="skip").batch(3).map(lambda b: [sum(b), 7], on="loop").unbatch().map(samples.fail_on_seven)
+    pipeline = (
+        tn.Pipeline(range(6), on_error="skip")
+        .batch(3)
+        .map(lambda b: [sum(b), 7], on="loop")
+        .unbatch()
+        .map(samples.fail_on_seven)
+    )
     assert sorted(pipeline.collect()) == [3, 12]
     report = pipeline.run()
     assert (report.done, report.failed, report.outputs) == (0, 6, 2)
@@ -127,7 +135,12 @@ def test_entries_of_another_length_descend_from_the_whole_batch():
 
 @pytest.mark.parametrize("barrier", ["gather", "ordered"])
 def test_entries_that_nobody_can_place_are_refused_where_places_matter(barrier):
-    pipeline = tn.Pipeline(range(6), on_error="skip").batch(3).map(lambda b: b[:2] if b[0] else b, on="loop").unbatch()
+    pipeline = (
+        tn.Pipeline(range(6), on_error="skip")
+        .batch(3)
+        .map(lambda b: b[:2] if b[0] else b, on="loop")
+        .unbatch()
+    )
     pipeline = getattr(pipeline, barrier)()
     report = pipeline.run()
     assert (report.done, report.failed) == (3, 3)
@@ -136,7 +149,9 @@ def test_entries_that_nobody_can_place_are_refused_where_places_matter(barrier):
 
 
 def test_what_is_no_list_is_refused_by_unbatch():
-    report = tn.Pipeline([1, 2], on_error="skip").batch(2).map(lambda b: 5, on="loop").unbatch().run()
+    report = (
+        tn.Pipeline([1, 2], on_error="skip").batch(2).map(lambda b: 5, on="loop").unbatch().run()
+    )
     assert report.failed == 2
     assert "unbatch got a int" in str(report.failures[0].error)
 
@@ -183,7 +198,12 @@ def test_batches_in_batches():
     assert pipeline.collect() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
     assert sorted(pipeline.unbatch().unbatch().collect()) == list(range(8))
     assert pipeline.run().done == 8
-    failing = tn.Pipeline(range(8), on_error="skip").batch(2).batch(2).map(samples.fail_on_seven, on="loop")
+    failing = (
+        tn.Pipeline(range(8), on_error="skip")
+        .batch(2)
+        .batch(2)
+        .map(samples.fail_on_seven, on="loop")
+    )
     assert failing.run().done == 8
 
 

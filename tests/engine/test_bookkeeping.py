@@ -12,11 +12,11 @@ import sys
 import textwrap
 import time
 
-import core_samples as samples
 import pytest
-from core_samples import PLACES
 
+import core_samples as samples
 import tournant as tn
+from core_samples import PLACES
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def counting(fail=()):
 @pytest.mark.parametrize("place", ["loop", "threads", "inline"])
 def test_a_second_run_skips_what_is_done_without_computing_it(ledger, place):
     fn, seen = counting()
-    pipeline = tn.Pipeline([f"k{n}" for n in range(50)], ledger=ledger).for_each(fn, **PLACES[place])
+    pipeline = tn.Pipeline([f"k{n}" for n in range(50)], ledger=ledger).for_each(
+        fn, **PLACES[place]
+    )
     assert pipeline.run(inline=place == "inline").done == 50
     report = pipeline.run(inline=place == "inline")
     assert (report.sourced, report.skipped, report.done) == (50, 50, 0)
@@ -65,7 +67,7 @@ def open_entries(ledger):
 
 
 def test_a_changed_fingerprint_or_version_runs_again(ledger):
-    prints = {n: 1 for n in range(5)}
+    prints = dict.fromkeys(range(5), 1)
     fn, seen = counting()
 
     def run(version=""):
@@ -83,8 +85,12 @@ def test_a_changed_fingerprint_or_version_runs_again(ledger):
 
 
 def test_what_a_filter_dropped_is_settled_too(ledger):
-    fn, seen = counting()
-    pipeline = tn.Pipeline(range(10), ledger=ledger).filter(samples.even, on="loop").for_each(fn, on="loop")
+    fn, _seen = counting()
+    pipeline = (
+        tn.Pipeline(range(10), ledger=ledger)
+        .filter(samples.even, on="loop")
+        .for_each(fn, on="loop")
+    )
     assert pipeline.run().filtered == 5
     assert pipeline.run().skipped == 10
 
@@ -107,7 +113,9 @@ def test_an_input_is_done_only_after_the_sink_has_returned_for_all_its_descendan
         await at_the_last.wait()
         # Long enough for whatever would be written too early.
         await asyncio.sleep(0.12)
-        assert not await asyncio.to_thread(lambda: list(tn.Ledger(ledger.path, lock=False).open().entries()))
+        assert not await asyncio.to_thread(
+            lambda: open_entries(tn.Ledger(ledger.path, lock=False))
+        )
         go_on.set()
         await task
 
@@ -130,7 +138,7 @@ def test_what_was_interrupted_runs_again(ledger):
 
 def test_a_failed_run_keeps_what_was_done_before(ledger):
     bad = {60}
-    fn, seen = counting(bad)
+    fn, _seen = counting(bad)
     pipeline = tn.Pipeline(range(100), ledger=ledger).for_each(fn, on="loop", concurrency=1)
     with pytest.raises(tn.PipelineFailed) as caught:
         pipeline.run()
@@ -219,7 +227,9 @@ print("done", report.done, "skipped", report.skipped)
 
 
 @pytest.mark.parametrize("on", ["threads", "processes"])
-def test_every_input_is_in_the_sink_exactly_once_though_the_program_is_killed_again_and_again(tmp_path, on):
+def test_every_input_is_in_the_sink_exactly_once_though_the_program_is_killed_again_and_again(
+    tmp_path, on
+):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM.replace("{on}", on)))
     db = sqlite3.connect(tmp_path / "sink.db", isolation_level=None)
@@ -233,7 +243,9 @@ def test_every_input_is_in_the_sink_exactly_once_though_the_program_is_killed_ag
 
     for _ in range(8):
         before = stored()
-        child = subprocess.Popen([sys.executable, str(program), str(tmp_path)], stdout=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            [sys.executable, str(program), str(tmp_path)], stdout=subprocess.DEVNULL
+        )
         # At a random amount of progress rather than a time: so every kill hits a run at work.
         wanted = before + rng.randrange(1, 250)
         due = time.monotonic() + 30
@@ -244,13 +256,19 @@ def test_every_input_is_in_the_sink_exactly_once_though_the_program_is_killed_ag
             kills += 1
         child.wait(30)
     last = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(program), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert last.returncode == 0, last.stderr
     skipped = int(last.stdout.split()[-1])
     rows = db.execute("SELECT value FROM rows").fetchall()
     db.close()
-    assert sorted(value for (value,) in rows) == sorted(f"{n}-{i}" for n in range(1500) for i in range(n % 5))
+    assert sorted(value for (value,) in rows) == sorted(
+        f"{n}-{i}" for n in range(1500) for i in range(n % 5)
+    )
     assert kills >= 4
     # What the ledger had recorded was not computed again.
     assert skipped > 100

@@ -18,13 +18,22 @@ from tournant.sizes import size_of
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [(1, 1), ("1", 1), ("2kB", 2000), ("512 MiB", 512 << 20), ("1.5 GB", 1_500_000_000), ("1_000 b", 1000)],
+    [
+        (1, 1),
+        ("1", 1),
+        ("2kB", 2000),
+        ("512 MiB", 512 << 20),
+        ("1.5 GB", 1_500_000_000),
+        ("1_000 b", 1000),
+    ],
 )
 def test_a_limit_is_a_number_or_text(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "", "GB", "12 parsec", "-3 MB", None, "1 2 kb"])
+@pytest.mark.parametrize(
+    "wrong", [0, -1, True, 1.5, "", "GB", "12 parsec", "-3 MB", None, "1 2 kb"]
+)
 def test_a_limit_that_is_neither_is_refused(wrong):
     with pytest.raises(InvalidPipeline, match="memory_limit"):
         parse_bytes(wrong)
@@ -112,7 +121,10 @@ def test_opening_lets_everybody_through():
         budget = Budget(1, asyncio.get_running_loop())
         budget.add(100)
         origin = Input("a", 0, None, None)
-        tasks = [asyncio.create_task(budget.child(10, origin)), asyncio.create_task(budget.input(10))]
+        tasks = [
+            asyncio.create_task(budget.child(10, origin)),
+            asyncio.create_task(budget.input(10)),
+        ]
         await asyncio.sleep(0)
         budget.open()
         await asyncio.gather(*tasks)
@@ -193,7 +205,9 @@ def test_a_slow_fan_out_in_threads_stays_below_the_limit():
     async def sink(value):
         await asyncio.sleep(0.01)
 
-    pipeline = tn.Pipeline(range(4), memory_limit=LIMIT).flat_map(slowly).for_each(sink, concurrency=1)
+    pipeline = (
+        tn.Pipeline(range(4), memory_limit=LIMIT).flat_map(slowly).for_each(sink, concurrency=1)
+    )
     report, budget = run_with_budget(pipeline)
     assert report.outputs == 240
     assert budget.peak <= LIMIT + 8 * SIZE
@@ -307,7 +321,9 @@ def test_parents_that_fill_the_limit_do_not_keep_their_results_out(place):
             yield value + value
 
     options = {"on": "loop", "concurrency": 1} if place == "loop" else {"max_workers": 1}
-    pipeline = tn.Pipeline([b"x" * 4000] * 30, memory_limit=10_000).flat_map(grows, **options).map(len)
+    pipeline = (
+        tn.Pipeline([b"x" * 4000] * 30, memory_limit=10_000).flat_map(grows, **options).map(len)
+    )
     report, budget = run_with_budget(pipeline)
     assert (report.outputs, budget.total) == (150, 0)
 

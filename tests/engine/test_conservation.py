@@ -137,10 +137,14 @@ def add(pipeline: tn.Pipeline, op: Op, folder: str | None) -> tn.Pipeline:
     if op.retry:
         options["retry"] = tn.Retry(2, delay=0.0005)
     deaths = folder if op.place == "processes" else None
-    return getattr(pipeline, op.kind)(functools.partial(fn, op, deaths), name=f"s{op.number}", **options)
+    return getattr(pipeline, op.kind)(
+        functools.partial(fn, op, deaths), name=f"s{op.number}", **options
+    )
 
 
-def build(inputs: list[int], ops: list[Op], folder: str | None = None, **options: Any) -> tn.Pipeline:
+def build(
+    inputs: list[int], ops: list[Op], folder: str | None = None, **options: Any
+) -> tn.Pipeline:
     pipeline = tn.Pipeline(inputs, **options)
     for op in ops:
         pipeline = add(pipeline, op, folder)
@@ -219,7 +223,17 @@ def pipelines(draw: Any, places: tuple[str, ...]) -> list[Op]:
     ops: list[Op] = []
     in_batch = False
     for number in range(draw(st.integers(1, 6))):
-        kinds = ["map", "map", "filter", "tap", "flat_map", "map_batches", "ordered", "gather", "batch"]
+        kinds = [
+            "map",
+            "map",
+            "filter",
+            "tap",
+            "flat_map",
+            "map_batches",
+            "ordered",
+            "gather",
+            "batch",
+        ]
         if in_batch:
             # Only what keeps a batch's rows: a barrier or fan-out has no place here.
             kinds = ["unbatch"]
@@ -331,7 +345,9 @@ def test_worker_deaths_change_nothing(inputs, ops, tmp_path_factory):
     how=st.sampled_from(["leave", "drain", "cancel"]),
 )
 @QUICK
-def test_a_run_that_is_stopped_early_accounts_for_every_input(inputs, ops, leave_after, on_error, how):
+def test_a_run_that_is_stopped_early_accounts_for_every_input(
+    inputs, ops, leave_after, on_error, how
+):
     expected = Counter(canonical(v) for v in interpret(inputs, ops).outputs)
     pipeline = build(inputs, ops, on_error=on_error)
     outputs = []
@@ -374,9 +390,16 @@ def _all_tasks():
 
 @pytest.mark.parametrize("place", ["async", "threads", "processes"])
 def test_ordered_output_is_the_inputs_order_whatever_each_item_costs(place, tmp_path):
-    ops = [Op("flat_map", place, 1), Op("map", place, 2, retry=True), Op("ordered", window=7), Op("filter", "loop", 3, concurrency=1)]
+    ops = [
+        Op("flat_map", place, 1),
+        Op("map", place, 2, retry=True),
+        Op("ordered", window=7),
+        Op("filter", "loop", 3, concurrency=1),
+    ]
     inputs = list(range(300))
     outputs = build(inputs, ops, str(tmp_path), on_error="skip").collect()
     roots = [root(value) for value in outputs]
     assert roots == sorted(roots)
-    assert Counter(map(canonical, outputs)) == Counter(map(canonical, interpret(inputs, ops).outputs))
+    assert Counter(map(canonical, outputs)) == Counter(
+        map(canonical, interpret(inputs, ops).outputs)
+    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 
-import core_samples as samples
 import pytest
-from core_samples import PLACES
 
+import core_samples as samples
 import tournant as tn
+from core_samples import PLACES
 
 
 @pytest.fixture(params=sorted(PLACES))
@@ -28,12 +28,16 @@ def test_map_makes_one_result_of_each_item(place):
 
 def test_none_is_a_value_like_any_other(place):
     options = PLACES[place]
-    pipeline = tn.Pipeline([None, 1, None]).map(samples.same, **options).map(samples.nothing, **options)
+    pipeline = (
+        tn.Pipeline([None, 1, None]).map(samples.same, **options).map(samples.nothing, **options)
+    )
     assert collect(pipeline, place) == [None, None, None]
 
 
 def test_filter_drops_and_counts(place):
-    report = tn.Pipeline(range(101)).filter(samples.even, **PLACES[place]).run(inline=place == "inline")
+    report = (
+        tn.Pipeline(range(101)).filter(samples.even, **PLACES[place]).run(inline=place == "inline")
+    )
     assert (report.done, report.filtered, report.outputs) == (51, 50, 51)
 
 
@@ -117,7 +121,10 @@ def test_gather_collects_each_inputs_items_in_order(place):
 
 def test_ordered_gives_the_sources_order(place):
     pipeline = (
-        tn.Pipeline(range(200)).map(samples.inc, **PLACES[place]).ordered().map(samples.inc, on="loop", concurrency=1)
+        tn.Pipeline(range(200))
+        .map(samples.inc, **PLACES[place])
+        .ordered()
+        .map(samples.inc, on="loop", concurrency=1)
     )
     assert collect(pipeline, place) == [n + 2 for n in range(200)]
 

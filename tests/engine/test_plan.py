@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 
 import core_samples as samples
-
 import tournant as tn
 from tournant.engine.plan import fuse
 
@@ -21,7 +20,14 @@ def names(pipeline, *, inline=False):
 
 
 def test_neighbours_with_the_same_placement_share_a_hop():
-    pipeline = tn.Pipeline([]).map(a).filter(b).map(samples.inc).tap(samples.same).map(samples.pid, on="processes")
+    pipeline = (
+        tn.Pipeline([])
+        .map(a)
+        .filter(b)
+        .map(samples.inc)
+        .tap(samples.same)
+        .map(samples.pid, on="processes")
+    )
     assert names(pipeline) == [["a", "b"], ["inc", "same"], ["pid"]]
 
 
@@ -45,7 +51,13 @@ def test_what_is_retried_timed_or_capped_by_itself_stands_by_itself_in_the_pool(
 
 
 def test_inline_fuses_whatever_can_be():
-    pipeline = tn.Pipeline([]).map(a).map(samples.inc, on="processes").map(b).map(samples.same, blocking=True)
+    pipeline = (
+        tn.Pipeline([])
+        .map(a)
+        .map(samples.inc, on="processes")
+        .map(b)
+        .map(samples.same, blocking=True)
+    )
     assert names(pipeline, inline=True) == [["a", "inc", "b", "same"]]
 
 

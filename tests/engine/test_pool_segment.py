@@ -6,9 +6,9 @@ import asyncio
 import threading
 import time
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 import tournant as tn
 from tournant.pool import lanes
 
@@ -112,8 +112,15 @@ def test_slots_are_all_free_after_every_kind_of_end():
     for _ in tn.Pipeline(range(1000)).map(samples.inc, on="processes").iter():
         break
     tn.Pipeline(range(20), on_error="skip").map(samples.exits_on_three, on="processes").run()
-    tn.Pipeline(range(8), on_error="skip").map(samples.hangs_on_three, timeout=0.06, on="processes").run()
-    assert (pool.slots._taken, pool.slots._held, pool.slots._waiting, pool.slots._kept) == (0, {}, {}, {})
+    tn.Pipeline(range(8), on_error="skip").map(
+        samples.hangs_on_three, timeout=0.06, on="processes"
+    ).run()
+    assert (pool.slots._taken, pool.slots._held, pool.slots._waiting, pool.slots._kept) == (
+        0,
+        {},
+        {},
+        {},
+    )
 
 
 def test_workers_start_while_the_first_items_are_being_read():
@@ -124,7 +131,11 @@ def test_workers_start_while_the_first_items_are_being_read():
         # Comes to an end only if a worker process is up before there is a first item.
         due = time.monotonic() + 30
         while time.monotonic() < due:
-            if any(lane.process is not None for lane in lanes.shared().lanes() if lane.kind == "processes"):
+            if any(
+                lane.process is not None
+                for lane in lanes.shared().lanes()
+                if lane.kind == "processes"
+            ):
                 started.set()
                 break
             time.sleep(0.002)

@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 
-import core_samples as samples
 import pytest
-from core_samples import PLACES
 
+import core_samples as samples
 import tournant as tn
+from core_samples import PLACES
 
 SOON = tn.Retry(attempts=3, delay=0.001)
 
@@ -36,7 +36,9 @@ def flaky(fails):
 @pytest.mark.parametrize("place", ["loop", "threads", "blocking", "inline"])
 def test_an_item_is_tried_again_until_it_succeeds(place):
     fn, calls = flaky(2)
-    report = tn.Pipeline(range(20)).map(fn, retry=SOON, **PLACES[place]).run(inline=place == "inline")
+    report = (
+        tn.Pipeline(range(20)).map(fn, retry=SOON, **PLACES[place]).run(inline=place == "inline")
+    )
     assert (report.done, report.failed) == (20, 0)
     assert set(calls.values()) == {3}
     (stage,) = report.stages
@@ -46,7 +48,9 @@ def test_an_item_is_tried_again_until_it_succeeds(place):
 @pytest.mark.parametrize("place", ["loop", "threads", "blocking", "inline"])
 def test_attempts_are_the_limit_and_the_last_error_is_the_one_that_counts(place):
     fn, calls = flaky(99)
-    pipeline = tn.Pipeline(["a"], on_error="skip").map(fn, retry=SOON, name="flaky", **PLACES[place])
+    pipeline = tn.Pipeline(["a"], on_error="skip").map(
+        fn, retry=SOON, name="flaky", **PLACES[place]
+    )
     report = pipeline.run(inline=place == "inline")
     (failure,) = report.failures
     assert (failure.attempts, str(failure.error)) == (3, "attempt 3")
@@ -319,9 +323,7 @@ def test_items_that_cant_be_sent_fail_alone():
 
 def test_items_that_cant_be_sent_are_not_mistaken_for_their_neighbours_in_a_fan_out():
     items = [threading.Lock(), 2, threading.Lock(), 3]
-    groups = (
-        tn.Pipeline(items, on_error="skip").flat_map(slowly, on="processes").gather().collect()
-    )
+    groups = tn.Pipeline(items, on_error="skip").flat_map(slowly, on="processes").gather().collect()
     assert {g.key: list(g) for g in groups} == {1: [(2, 0), (2, 1)], 3: [(3, 0), (3, 1)]}
 
 
@@ -339,7 +341,11 @@ def test_results_that_cant_be_sent_back_fail_alone():
         assert (report.done, report.failed) == (11, 1), fn
         assert report.failures[0].key == 3
     assert isinstance(
-        tn.Pipeline([3], on_error="skip").map(samples.returns_lock, on="processes").run().failures[0].error,
+        tn.Pipeline([3], on_error="skip")
+        .map(samples.returns_lock, on="processes")
+        .run()
+        .failures[0]
+        .error,
         tn.NotPicklable,
     )
 
@@ -352,7 +358,9 @@ def test_a_child_that_cant_be_sent_back_fails_its_input_and_the_others_go_on():
 
 
 def test_an_exception_that_cant_be_sent_back_has_a_stand_in_that_says_so():
-    report = tn.Pipeline(range(5), on_error="skip").map(samples.raises_unpicklable, on="processes").run()
+    report = (
+        tn.Pipeline(range(5), on_error="skip").map(samples.raises_unpicklable, on="processes").run()
+    )
     (failure,) = report.failures
     assert type(failure.error) is tn.NotPicklable
     assert "Unpicklable" in str(failure.error)

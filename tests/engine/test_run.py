@@ -13,11 +13,11 @@ import textwrap
 import threading
 import time
 
-import core_samples as samples
 import pytest
-from core_samples import PLACES
 
+import core_samples as samples
 import tournant as tn
+from core_samples import PLACES
 from tournant import sync
 from tournant.pool import lanes
 
@@ -110,7 +110,9 @@ def test_a_run_that_stops_wakes_who_waits_for_a_permit_of_a_fused_stage():
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("limit", "stops"), [(4, True), (5, False), (0.4, True), (0.5, False), (0, True)])
+@pytest.mark.parametrize(
+    ("limit", "stops"), [(4, True), (5, False), (0.4, True), (0.5, False), (0, True)]
+)
 @pytest.mark.parametrize("place", ["loop", "threads"])
 def test_max_failures_is_a_count_or_a_share(limit, stops, place):
     items = [1] * 5 + [2] * 5
@@ -128,7 +130,9 @@ def test_max_failures_is_a_count_or_a_share(limit, stops, place):
 
 def test_a_share_of_failures_stops_a_long_run_before_its_end():
     with pytest.raises(tn.TooManyFailures) as caught:
-        tn.Pipeline(range(100_000), on_error="skip", max_failures=0.1).map(samples.fail_on_odd).run()
+        tn.Pipeline(range(100_000), on_error="skip", max_failures=0.1).map(
+            samples.fail_on_odd
+        ).run()
     assert caught.value.report.sourced < 100_000
 
 
@@ -316,7 +320,10 @@ def test_nothing_of_a_run_outlives_it(place, how, nothing_left):
 
     inline = place == "inline"
     pipeline = (
-        tn.Pipeline(source).map(samples.same, **PLACES[place]).flat_map(samples.upto, on="loop").ordered()
+        tn.Pipeline(source)
+        .map(samples.same, **PLACES[place])
+        .flat_map(samples.upto, on="loop")
+        .ordered()
     )
     if how == "async with":
 
@@ -513,7 +520,9 @@ def test_a_run_inside_a_foreign_running_loop_works():
 
 
 @pytest.mark.parametrize("outer", ["threads", "processes", "blocking", "inline"])
-@pytest.mark.parametrize("fn", [samples.nested_threads, samples.nested_processes, samples.nested_blocking])
+@pytest.mark.parametrize(
+    "fn", [samples.nested_threads, samples.nested_processes, samples.nested_blocking]
+)
 def test_a_run_inside_a_stage_does_not_deadlock_though_all_slots_are_taken(outer, fn):
     count = lanes.shared().slots.count + 2
     if outer in ("processes", "inline"):
@@ -675,7 +684,10 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("options", ['on="processes"', 'on="threads"', "blocking=True, concurrency=8", "on='processes', inline"])
+@pytest.mark.parametrize(
+    "options",
+    ['on="processes"', 'on="threads"', "blocking=True, concurrency=8", "on='processes', inline"],
+)
 @pytest.mark.parametrize("call", ["pipeline.run()", "for _ in pipeline.iter(): pass"])
 def test_ctrl_c_cancels_a_run_and_cleans_up(options, call, tmp_path):
     if "inline" in options:
@@ -685,7 +697,11 @@ def test_ctrl_c_cancels_a_run_and_cleans_up(options, call, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(INTERRUPTED).format(options=options, call=call))
     child = subprocess.Popen(
-        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert child.stdout.readline().strip() == "ready"

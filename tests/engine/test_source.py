@@ -7,9 +7,9 @@ import threading
 import time
 from pathlib import Path, PurePosixPath
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 import tournant as tn
 
 

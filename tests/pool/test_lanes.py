@@ -3,9 +3,9 @@ from __future__ import annotations
 import contextvars
 import threading
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 import tournant as tn
 from tournant.errors import PoolClosed
 from tournant.pool import lanes

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import textwrap
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 import tournant as tn
 from tournant.errors import WorkerDied
 from tournant.pool import lanes, processes
@@ -55,7 +55,12 @@ def test_modules_of_the_working_directory_dont_stand_in_for_the_standard_library
         "print(tn.Pipeline([1]).map(core_samples.inc, on='processes').collect())"
     )
     out = subprocess.run(
-        [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-P", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (out.stdout.strip(), out.returncode) == ("[2]", 0), out.stderr
 
@@ -83,7 +88,12 @@ def test_a_workers_loggers_have_the_levels_of_the_parents(caplog):
 
 def test_large_values_travel_both_ways():
     sizes = [0, 1, 100, 1 << 16, (1 << 20) + 1, 5 << 20]
-    values = tn.Pipeline(sizes).map(samples.big, on="processes").map(samples.doubles_bytes, on="processes", retry=tn.Retry(1)).collect()
+    values = (
+        tn.Pipeline(sizes)
+        .map(samples.big, on="processes")
+        .map(samples.doubles_bytes, on="processes", retry=tn.Retry(1))
+        .collect()
+    )
     assert sorted(len(v) for v in values) == [2 * n for n in sizes]
 
 

@@ -48,7 +48,12 @@ PROGRAM = textwrap.dedent(
 
 def run(arguments, **options):
     return subprocess.run(
-        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+        [sys.executable, "-W", "error", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
     )
 
 

@@ -124,7 +124,11 @@ def test_the_number_of_cores_can_be_said(monkeypatch):
         ({"a/cpu.max": "150000 100000"}, "0::/a", 1.5),
         ({"a/cpu.max": "max 100000"}, "0::/a", None),
         ({"cpu.max": "100000 100000", "a/b/cpu.max": "400000 100000"}, "0::/a/b", 1.0),
-        ({"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/a", 0.5),
+        (
+            {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"},
+            "4:cpu,cpuacct:/a",
+            0.5,
+        ),
         ({"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, "4:cpu:/a", None),
         ({}, "7:memory:/a", None),
     ],

@@ -2,13 +2,23 @@ from __future__ import annotations
 
 import threading
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 import tournant as tn
 from tournant.errors import BatchMismatch, StageExit
 from tournant.pool import steps
-from tournant.pool.steps import Dropped, Failed, Outbox, bind, checked_rows, close_all, many, plain, run_chunk
+from tournant.pool.steps import (
+    Dropped,
+    Failed,
+    Outbox,
+    bind,
+    checked_rows,
+    close_all,
+    many,
+    plain,
+    run_chunk,
+)
 
 
 def run(kinds, values, **options):
@@ -20,7 +30,11 @@ def run(kinds, values, **options):
 
 
 def test_a_chunk_ends_with_a_last_part_even_if_it_is_empty():
-    for kinds in ([("map", samples.inc)], [("flat_map", samples.upto)], [("map", samples.inc), ("tap", samples.inc)]):
+    for kinds in (
+        [("map", samples.inc)],
+        [("flat_map", samples.upto)],
+        [("map", samples.inc), ("tap", samples.inc)],
+    ):
         (part,) = run(kinds, [])
         assert part.last
         assert part.values == []
@@ -38,7 +52,12 @@ def test_a_failure_takes_the_place_of_its_result():
 
 
 def test_fused_steps_tell_which_of_them_dropped_or_failed():
-    kinds = [("map", samples.inc), ("filter", samples.even), ("tap", samples.nothing), ("map", samples.fail_on_seven)]
+    kinds = [
+        ("map", samples.inc),
+        ("filter", samples.even),
+        ("tap", samples.nothing),
+        ("map", samples.fail_on_seven),
+    ]
     (part,) = run(kinds, [1, 2, 5])
     assert part.values[0] == 2
     assert type(part.values[1]) is Dropped
@@ -132,7 +151,9 @@ def test_a_factory_that_fails_closes_the_states_before_it():
     closed = []
     good = tn.PerWorker(list, close=closed.append)
     with pytest.raises(RuntimeError):
-        bind([("map", samples.inc, good), ("map", samples.inc, tn.PerWorker(samples.broken_factory))])
+        bind(
+            [("map", samples.inc, good), ("map", samples.inc, tn.PerWorker(samples.broken_factory))]
+        )
     assert closed == [[]]
 
 

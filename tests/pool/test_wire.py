@@ -4,9 +4,9 @@ import os
 import pickle
 import threading
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 from tournant.pool import wire
 
 
@@ -45,7 +45,13 @@ def test_values_come_out_as_they_went_in(value):
 
 def test_buffers_travel_out_of_band_and_may_be_written_to():
     np = pytest.importorskip("numpy")
-    arrays = [np.arange(100_000), np.arange(10), np.zeros(0), np.ones((300, 300), order="F"), np.arange(10**5)[::2]]
+    arrays = [
+        np.arange(100_000),
+        np.arange(10),
+        np.zeros(0),
+        np.ones((300, 300), order="F"),
+        np.arange(10**5)[::2],
+    ]
     for sent, got in zip(arrays, through(arrays), strict=True):
         assert (sent == got).all()
         if got.nbytes > 100:

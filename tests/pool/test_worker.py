@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 
-import core_samples as samples
 import pytest
 
+import core_samples as samples
 from tournant.pool import wire
 from tournant.pool.steps import Failed
 
@@ -105,5 +105,7 @@ def test_importing_the_worker_imports_nothing_heavy():
         "heavy = {'asyncio', 'logging', 'subprocess', 'cloudpickle', 'numpy', 'sqlite3', 'inspect', 'concurrent.futures'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     assert out.stdout.strip() == "[]"

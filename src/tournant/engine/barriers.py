@@ -67,7 +67,7 @@ class Barrier(Segment):
     async def _move(self) -> None:
         inbox, stats, ready = self.inbox, self.stats[0], self.ready
         items = inbox.items
-        while True:
+        while not self.run.halted:
             if ready:
                 await self._release()
             if not items:
