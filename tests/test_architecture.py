@@ -145,10 +145,11 @@ def test_files_fit_one_sitting():
 
 
 EXPORTED = {
-    "BatchMismatch", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
+    "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
     "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
     "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "TooManyFailures",
-    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "for_each", "map", "run", "shutdown",
+    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "for_each", "limits", "map", "run",
+    "shutdown", "streams",
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tournant._version import __version__
 
 if TYPE_CHECKING:
+    from tournant import limits, streams
+    from tournant.cache import Cache
     from tournant.engine.barriers import Group
     from tournant.errors import (
         BatchMismatch,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tournant.shortcuts import arun, for_each, map, run
 
 _HOMES = {
+    "tournant.cache": ("Cache",),
     "tournant.engine.barriers": ("Group",),
     "tournant.errors": (
         "BatchMismatch", "ForgottenAwait", "InvalidPipeline", "LedgerError", "LostItems", "NotPicklable",
@@ -52,10 +55,12 @@ _HOMES = {
     "tournant.report": ("Failure", "Report", "RunSnapshot", "StageReport", "StageSnapshot"),
     "tournant.shortcuts": ("arun", "for_each", "map", "run"),
 }  # fmt: skip
+_ROOMS = ("limits", "streams")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BatchMismatch",
+    "Cache",
     "Failure",
     "ForgottenAwait",
     "Group",
@@ -86,22 +91,26 @@ __all__ = [
     "__version__",
     "arun",
     "for_each",
+    "limits",
     "map",
     "run",
     "shutdown",
+    "streams",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _ROOMS:
+        return importlib.import_module(f"tournant.{name}")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'tournant' has no attribute {name!r}")
-    import importlib
-
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME_OF])
+    return sorted([*globals(), *_HOME_OF, *_ROOMS])

@@ -113,9 +113,7 @@ def test_an_input_is_done_only_after_the_sink_has_returned_for_all_its_descendan
         await at_the_last.wait()
         # Long enough for whatever would be written too early.
         await asyncio.sleep(0.12)
-        assert not await asyncio.to_thread(
-            lambda: open_entries(tn.Ledger(ledger.path, lock=False))
-        )
+        assert not await asyncio.to_thread(lambda: open_entries(tn.Ledger(ledger.path, lock=False)))
         go_on.set()
         await task
 
