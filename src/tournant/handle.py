@@ -11,7 +11,7 @@ from tournant.engine.lineage import ARRIVED, Item
 from tournant.engine.run import Run
 from tournant.errors import RunClosed
 from tournant.report import Report, RunSnapshot
-from tournant.sync import LoopThread
+from tournant.sync import LoopThread, outcome
 
 if TYPE_CHECKING:
     from tournant.pipeline import Pipeline
@@ -229,13 +229,13 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
     """Iterate over a run's results from synchronous code."""
     with LoopThread() as thread:
         handle = RunHandle(pipeline, inline=inline, nested=nested)
-        thread.submit(handle.__aenter__()).result()
+        outcome(thread.submit(handle.__aenter__()))
         batch: list[Item] = []
         consumed = 0
         try:
             while True:
                 consumed, done, batch = 0, batch, []
-                batch = thread.submit(handle._fetch(done)).result()
+                batch = outcome(thread.submit(handle._fetch(done)))
                 if not batch:
                     return
                 for item in batch:
@@ -252,4 +252,4 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
                         run.end_item(item, ARRIVED)
                     await handle.__aexit__(GeneratorExit, None, None)
 
-            thread.submit(leave()).result()
+            outcome(thread.submit(leave()))

@@ -18,6 +18,9 @@ from tournant.errors import WouldDeadlock
 
 T = TypeVar("T")
 
+#: Seconds between two looks of a waiting thread at its signals.
+_SLICE = 0.1
+
 _hosting: dict[int, int] = {}
 _hosting_lock = threading.Lock()
 
@@ -61,6 +64,20 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+def outcome(future: concurrent.futures.Future[T]) -> T:
+    """Wait for a future and return its result, open to Ctrl-C.
+
+    It waits in slices: a signal that arrives just before a thread begins to wait for a lock is not seen until it has the lock,
+    which here may be never.
+    """
+    while True:
+        try:
+            return future.result(_SLICE)
+        except TimeoutError:
+            if future.done():
+                return future.result()
+
+
 class LoopThread:
     """An event loop in a daemon thread, for as long as a ``with`` block.
 
@@ -79,7 +96,7 @@ class LoopThread:
     def __enter__(self) -> LoopThread:
         """Start the thread and wait for its loop."""
         self._thread.start()
-        self.loop = self._ready.result()
+        self.loop = outcome(self._ready)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,7 +162,7 @@ def run(
     with LoopThread() as thread:
         future = thread.submit(made())
         try:
-            return future.result()
+            return outcome(future)
         except BaseException:
             # KeyboardInterrupt, or anything else that ends the waiting: nothing may go on behind the caller's back.
             if not future.done():
@@ -181,7 +198,7 @@ def iterate(source: AsyncIterable[T]) -> Iterator[T]:
         try:
             while True:
                 try:
-                    yield thread.submit(step()).result()
+                    yield outcome(thread.submit(step()))
                 except StopAsyncIteration:
                     return
         finally:
@@ -191,4 +208,4 @@ def iterate(source: AsyncIterable[T]) -> Iterator[T]:
                 async def closing() -> None:
                     await close()
 
-                thread.submit(closing()).result()
+                outcome(thread.submit(closing()))

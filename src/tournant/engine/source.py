@@ -27,6 +27,8 @@ _AHEAD = 64
 _AHEAD_WITH_LEDGER = 256
 #: The share of a memory limit that may be pulled ahead is one over this.
 _AHEAD_SHARE = 8
+#: Common types that name nothing: asking each value whether it is a path would cost more than the rest of its way in.
+_UNNAMED = frozenset({int, float, bytes, tuple, list, dict, bool, type(None)})
 _READ_ON_LOOP: tuple[type, ...] = (
     list,
     tuple,
@@ -42,6 +44,8 @@ _READ_ON_LOOP: tuple[type, ...] = (
 
 def default_key(value: Any, position: int) -> Any:
     """Return what names an input unless the pipeline has a ``key``: itself if it is text or a path, else its position."""
+    if type(value) in _UNNAMED:
+        return position
     if isinstance(value, str):
         return value
     if isinstance(value, os.PathLike):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from tournant.errors import LostItems
 from tournant.report import Report, StageReport
 
 if TYPE_CHECKING:
@@ -64,3 +65,16 @@ def build_report(run: Run) -> Report:
         ceiling=ceiling,
         warnings=tuple(run.warnings),
     )
+
+
+def check_sum(run: Run, report: Report) -> None:
+    """Raise `LostItems` if the inputs don't add up."""
+    ended = report.done + report.failed + report.skipped + report.filtered
+    # What a drained source had given in advance is interrupted too.
+    stopped_early = run.halted or run.cancelled or report.interrupted == run.source.unused
+    if ended + report.interrupted != report.sourced or (report.interrupted and not stopped_early):
+        raise LostItems(
+            f"{report.sourced} inputs went in, but {report.done} done + {report.failed} failed + {report.skipped} skipped + "
+            f"{report.filtered} filtered + {report.interrupted} interrupted came out. This is a bug in Tournant: please "
+            "report it with the pipeline's stages"
+        )

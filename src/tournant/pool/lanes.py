@@ -274,7 +274,7 @@ class ThreadLane(Lane):
             job.values,
             outbox,
             job.wanted,
-            lambda: base.copy().run,
+            base,
             job.skip,
             job.hold,
             spec.part_bytes,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
 from time import perf_counter
 from types import CoroutineType
 from typing import Any
@@ -22,8 +23,6 @@ from tournant.sizes import size_of
 FLUSH = 0.004
 
 Step = tuple[str, Callable[..., Any]]
-#: Gives, per item, a function that calls ``f(*args)`` in a context of its own.
-NewContext = Callable[[], Callable[..., Any]]
 
 
 class Failed:
@@ -199,7 +198,7 @@ def run_chunk(
     values: Sequence[Any],
     out: Outbox,
     wanted: Callable[[], bool] | None = None,
-    context: NewContext | None = None,
+    context: Context | None = None,
     skip: int = 0,
     hold: bool = False,
     part_bytes: int | None = None,
@@ -211,7 +210,7 @@ def run_chunk(
         values: the chunk's items; for ``map_batches`` each is a list of rows.
         out: where results go.
         wanted: asked after each part that was sent; blocks while there is no room; False ends the chunk early.
-        context: makes a context for each call; ``None`` calls directly.
+        context: each call runs in a copy of it; ``None`` calls directly.
         skip: children of the first item that were passed on by an earlier attempt.
         hold: pass the children of an item on only when its generator has ended.
         part_bytes: send the children that have gathered when they come to more than this.
@@ -232,7 +231,7 @@ def _run_single(
     values: Sequence[Any],
     out: Outbox,
     wanted: Callable[[], bool] | None,
-    context: NewContext | None,
+    context: Context | None,
 ) -> bool:
     """Run one map or map_batches step: the common case, with nothing in the loop but the call and the clock."""
     kind, fn = step
@@ -243,7 +242,7 @@ def _run_single(
     due = began + FLUSH
     for value in values:
         try:
-            result = fn(value) if context is None else context()(fn, value)
+            result = fn(value) if context is None else context.copy().run(fn, value)
             if type(result) is CoroutineType:
                 raise unawaited(result)
             if batches:
@@ -268,7 +267,7 @@ def _run_fused(
     values: Sequence[Any],
     out: Outbox,
     wanted: Callable[[], bool] | None,
-    context: NewContext | None,
+    context: Context | None,
 ) -> bool:
     clock = perf_counter
     due = clock() + FLUSH
@@ -281,10 +280,10 @@ def _run_fused(
     return True
 
 
-def _through(steps: Sequence[Step], value: Any, out: Outbox, context: NewContext | None) -> Any:
+def _through(steps: Sequence[Step], value: Any, out: Outbox, context: Context | None) -> Any:
     """Run one value through plain steps; return its result, `Failed` or `Dropped`."""
     clock = perf_counter
-    apply = context() if context is not None else None
+    apply = context.copy().run if context is not None else None
     began = clock()
     for n, (kind, fn) in enumerate(steps):
         try:
@@ -311,7 +310,7 @@ def _run_flat(
     values: Sequence[Any],
     out: Outbox,
     wanted: Callable[[], bool] | None,
-    context: NewContext | None,
+    context: Context | None,
     skip: int,
     hold: bool,
     part_bytes: int | None,
@@ -329,7 +328,7 @@ def _run_flat(
             if type(value) in (Failed, Dropped):
                 ends.append((len(children), value))
                 continue
-        apply = context() if context is not None else None
+        apply = context.copy().run if context is not None else None
         target: list[Any] = [] if hold else children
         began = clock()
         paused = 0.0
