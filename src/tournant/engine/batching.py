@@ -10,6 +10,7 @@ from tournant.engine.lineage import Batch, Item
 from tournant.engine.segment import Segment
 from tournant.errors import BatchMismatch
 from tournant.pool.steps import plain
+from tournant.sizes import size_of
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -183,7 +184,7 @@ class Unbatcher(Segment):
                 batch.pending += len(rows)
                 if run.budget is not None:
                     for row in rows:
-                        row.size = run.size_of(row.value)
+                        row.size = size_of(row.value)
                         run.budget.add(row.size)
                 run.end_item(item, 0)
             for row in rows:

@@ -365,7 +365,7 @@ class LoopSegment(Segment):
     async def _pass_child(self, stats: Any, child: Item, deadline: Deadline) -> None:
         run, out = self.run, self.out
         if run.budget is not None:
-            child.size = run.size_of(child.value)
+            child.size = size_of(child.value)
             if not run.budget.admits(child.size, child.origin):
                 await self._held_up(run.budget.child(child.size, child.origin), deadline)
             run.budget.add(child.size)

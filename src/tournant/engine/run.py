@@ -371,10 +371,6 @@ class Run:
 
     # Items.
 
-    def size_of(self, value: Any) -> int:
-        """Estimate the bytes of a value."""
-        return size_of(value)
-
     def enter(self, item: Item) -> None:
         """Count the bytes of an item that comes from the source."""
         assert self.budget is not None

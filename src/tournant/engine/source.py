@@ -17,6 +17,7 @@ from tournant.engine.lineage import Input, Item
 from tournant.engine.puller import Entry, Puller
 from tournant.errors import SourceFailed
 from tournant.pool.steps import plain
+from tournant.sizes import size_of
 
 if TYPE_CHECKING:
     from tournant.engine.channel import Channel
@@ -186,7 +187,7 @@ class Source:
             run.source_iterable,
             self._name,
             ahead=_AHEAD if run.books is None else _AHEAD_WITH_LEDGER,
-            weigh=run.size_of if budget is not None else None,
+            weigh=size_of if budget is not None else None,
             most_bytes=budget.limit // _AHEAD_SHARE if budget is not None else 0,
         )
         try:
@@ -273,7 +274,7 @@ class Source:
                 self._window = run.loop.create_future()
                 await self._window
             if run.budget is not None and not self.stopped:
-                await run.budget.input(run.size_of(value))
+                await run.budget.input(size_of(value))
         finally:
             self.waiting = False
             self.wait_output += perf_counter() - began
