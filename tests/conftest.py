@@ -26,6 +26,19 @@ def until() -> Callable[..., bool]:
     return _until
 
 
+@pytest.fixture(autouse=True)
+def no_errors_in_callbacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test in which a callback of an event loop raised: the loop only logs that, and goes on."""
+    yield
+    problems = [
+        record.getMessage()
+        for when in ("setup", "call")
+        for record in caplog.get_records(when)
+        if record.name == "asyncio" and record.levelname in ("ERROR", "CRITICAL")
+    ]
+    assert not problems, problems
+
+
 def _threads() -> set[str]:
     """The threads of runs: all but those of the pool, which stay warm on purpose."""
     warm = ("tournant-threads-", "tournant-processes-", "tournant-blocking-")

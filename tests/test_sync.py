@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import threading
 
@@ -140,3 +141,26 @@ def test_an_interrupt_cancels_what_nobody_else_can_stop(on_interrupt, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         sync.run(work, on_interrupt)
     assert cancelled == [True]
+
+
+def test_a_thread_that_waits_looks_at_its_signals_again_and_again():
+    """A signal that arrives just before a thread begins to wait for a lock is only seen once it has the lock."""
+    waits = []
+
+    class Late(concurrent.futures.Future):
+        def result(self, timeout=None):
+            waits.append(timeout)
+            if len(waits) == 3:
+                self.set_result("there")
+            return super().result(0)
+
+    assert sync.outcome(Late()) == "there"
+    assert len(waits) == 3
+    assert all(timeout is not None and timeout <= 1 for timeout in waits)
+
+
+def test_a_timeout_error_of_the_work_itself_is_passed_on():
+    future = concurrent.futures.Future()
+    future.set_exception(TimeoutError("its own"))
+    with pytest.raises(TimeoutError, match="its own"):
+        sync.outcome(future)

@@ -103,15 +103,20 @@ def test_who_is_favoured_passes_and_only_who_descends_from_the_same_input():
             budget.add(10)
             passed.append(origin.key)
 
-        tasks = [asyncio.create_task(child(origin)) for origin in (a, b, a)]
+        tasks = [asyncio.create_task(child(origin)) for origin in (a, b, a, a)]
         await asyncio.sleep(0)
-        assert budget.favour()
+        assert budget.favour(2)
         await asyncio.sleep(0.01)
+        # As many as it was given, and no more.
         assert passed == ["a", "a"]
-        assert budget.favour()
+        # It stays the favourite while it has something that waits.
+        assert budget.favour(9)
+        await asyncio.sleep(0.01)
+        assert passed == ["a", "a", "a"]
+        assert budget.favour(9)
         await asyncio.gather(*tasks)
-        assert passed == ["a", "a", "b"]
-        assert not budget.favour()
+        assert passed == ["a", "a", "a", "b"]
+        assert not budget.favour(1)
 
     asyncio.run(main())
 

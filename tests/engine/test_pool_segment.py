@@ -16,7 +16,7 @@ from tournant.pool import lanes
 def many(n):
     for i in range(3000):
         # A little work, so that a fan-out comes in several parts.
-        for _ in range(60):
+        for _ in range(400):
             pass
         yield (n, i)
 

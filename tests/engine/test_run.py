@@ -110,6 +110,20 @@ def test_a_run_that_stops_wakes_who_waits_for_a_permit_of_a_fused_stage():
     asyncio.run(main())
 
 
+def test_inputs_that_complete_after_a_failure_has_stopped_the_run_do_not_keep_it_going():
+    """Some of the failed item's chunk-mates complete their input in front of a barrier in the very moment of the stop."""
+
+    def nothing_but(n):
+        if n == 1500:
+            raise ValueError
+        return []
+
+    for barrier in ("gather", "ordered"):
+        pipeline = getattr(tn.Pipeline(range(3000)).flat_map(nothing_but), barrier)()
+        with pytest.raises(tn.PipelineFailed):
+            pipeline.run()
+
+
 @pytest.mark.parametrize(
     ("limit", "stops"), [(4, True), (5, False), (0.4, True), (0.5, False), (0, True)]
 )
@@ -475,6 +489,23 @@ def test_a_result_counts_as_done_when_the_consumer_comes_back():
     # The one in whose middle the consumer left is counted too: it left by its own will.
     report = asyncio.run(main())
     assert (report.done, report.outputs) == (2, 2)
+
+
+def test_a_consumer_that_works_on_a_result_keeps_the_memory_that_it_holds():
+    """The next result is larger than the limit too, and waits until the consumer comes back."""
+
+    async def blobs(n):
+        for _ in range(50):
+            yield b"x" * 100_000
+
+    async def main():
+        async with tn.Pipeline(range(3), memory_limit=50_000).flat_map(blobs).open() as run:
+            await anext(run)
+            await asyncio.sleep(0.2)
+            assert run._running().budget.peak < 150_000
+            return 1 + len([value async for value in run])
+
+    assert asyncio.run(main()) == 150
 
 
 # Where runs may run.

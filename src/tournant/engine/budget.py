@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tournant.errors import InvalidPipeline
 from tournant.sizes import size_of
@@ -50,13 +50,13 @@ class Budget:
 
     Results of a fan-out may fill the limit; inputs no more than half of it, so that what becomes of them has room. A single
     item always passes when nothing else is there. When nothing moves any more because everybody waits, `favour` opens the
-    way for the descendants of one input.
+    way for some descendants of one input.
 
     Attributes:
         limit: what `total` is to stay below.
         total: estimated bytes of all live items.
         peak: the highest `total`.
-        favoured: the input (or batch) whose descendants pass in any case.
+        favoured: the input (or batch) of whose descendants the next `grace` pass in any case.
     """
 
     __slots__ = (
@@ -64,6 +64,7 @@ class Budget:
         "_input",
         "_loop",
         "favoured",
+        "grace",
         "limit",
         "on_room",
         "on_wait",
@@ -76,6 +77,7 @@ class Budget:
         self.total = 0
         self.peak = 0
         self.favoured: Input | Batch | None = None
+        self.grace = 0
         self._loop = loop
         self._children: deque[tuple[asyncio.Future[None], int, Input | Batch]] = deque()
         self._input: asyncio.Future[bool] | None = None
@@ -87,8 +89,17 @@ class Budget:
         return (
             not self.total
             or self.total + size <= self.limit
-            or (origin is not None and origin is self.favoured)
+            or (origin is not None and origin is self.favoured and self.grace > 0)
         )
+
+    def passes(self, size: int, origin: Input | Batch) -> bool:
+        """Tell whether a result may enter, and use up its input's grace if that is why."""
+        if self.admits(size):
+            return True
+        if origin is self.favoured and self.grace > 0:
+            self.grace -= 1
+            return True
+        return False
 
     def add(self, size: int) -> None:
         """Count bytes that have entered (or left, when negative)."""
@@ -109,23 +120,33 @@ class Budget:
         if self.on_room is not None:
             self.on_room()
 
+    async def room(self, size: int, origin: Input | Batch) -> None:
+        """Wait until `size` bytes may enter; whoever waited asks `passes` then."""
+        while not self.admits(size, origin):
+            await self._turn(size, origin, self._children.append)
+        if self._children:
+            self._loop.call_soon(self._changed)
+
     async def child(self, size: int, origin: Input | Batch) -> None:
         """Wait until a result of `size` bytes may enter."""
         queue = self._children.append
-        while not self.admits(size, origin):
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            entry = (waiter, size, origin)
-            queue(entry)
-            self._waits()
-            try:
-                await waiter
-            finally:
-                if entry in self._children:
-                    self._children.remove(entry)
+        while not self.passes(size, origin):
+            await self._turn(size, origin, queue)
             # Who was first stays first if somebody else was quicker.
             queue = self._children.appendleft
         if self._children:
             self._loop.call_soon(self._changed)
+
+    async def _turn(self, size: int, origin: Input | Batch, queue: Callable[[Any], None]) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        entry = (waiter, size, origin)
+        queue(entry)
+        self._waits()
+        try:
+            await waiter
+        finally:
+            if entry in self._children:
+                self._children.remove(entry)
 
     async def input(self, size: int) -> None:
         """Wait until an input of `size` bytes may enter."""
@@ -147,12 +168,15 @@ class Budget:
         """Whether anybody waits."""
         return self._input is not None or bool(self._children)
 
-    def favour(self) -> bool:
+    def favour(self, grace: int) -> bool:
         """Open the way for the input whose result has waited longest; False when no result waits."""
         waiting = [entry for entry in self._children if not entry[0].done()]
         if not waiting:
             return False
-        self.favoured = waiting[0][2]
+        # Whoever was favoured stays it: one input that comes to its end frees more than many that all got a little further.
+        if not any(origin is self.favoured for *_, origin in waiting):
+            self.favoured = waiting[0][2]
+        self.grace = grace
         for waiter, _, origin in waiting:
             if origin is self.favoured:
                 waiter.set_result(None)

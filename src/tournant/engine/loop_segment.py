@@ -318,12 +318,12 @@ class LoopSegment(Segment):
                 growth = int(step.growth or 0)
                 if budget is None or not growth:
                     break
-                if budget.admits(growth, item.origin):
+                if budget.passes(growth, item.origin):
                     budget.add(growth)
                     item.size += growth
                     break
                 began = perf_counter()
-                await budget.child(growth, item.origin)
+                await budget.room(growth, item.origin)
                 stats.wait_output += perf_counter() - began
         finally:
             self.active += 1
@@ -366,7 +366,7 @@ class LoopSegment(Segment):
         run, out = self.run, self.out
         if run.budget is not None:
             child.size = size_of(child.value)
-            if not run.budget.admits(child.size, child.origin):
+            if not run.budget.passes(child.size, child.origin):
                 await self._held_up(run.budget.child(child.size, child.origin), deadline)
             run.budget.add(child.size)
         child.origin.pending += 1

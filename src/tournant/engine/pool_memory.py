@@ -100,13 +100,15 @@ class Memory(Segment):
                 return True
         return False
 
-    def favour(self) -> bool:
+    def favour(self, grace: int) -> bool:
         """Let one fan-out go on past the memory limit; False if none waits for it."""
         budget = self.run.budget
         if budget is None or not self.wants_memory():
             return False
         if self.paused:
-            budget.favoured = self.paused[0].origin()
+            if not any(chunk.origin() is budget.favoured for chunk in self.paused):
+                budget.favoured = self.paused[0].origin()
+            budget.grace = grace
         else:
             self._favoured = True
         self.run.schedule()

@@ -186,7 +186,10 @@ class PoolSegment(Recovery, Memory):
         """Start one chunk, or resume one; the caller has acquired the slot, and takes it back if this raises."""
         if self.paused:
             self.working += 1
-            self.paused.pop(0).resume()
+            chunk = self.paused.pop(0)
+            if self.run.budget is not None:
+                self.run.budget.passes(0, chunk.origin())
+            chunk.resume()
             return
         lane = self.run.pool.lane(self.kind)
         inbox = self.inbox
@@ -279,7 +282,7 @@ class PoolSegment(Recovery, Memory):
             # It was on its way when the lane was told to wait.
             chunk.pause()
         elif (out is None or len(out.items) < out.capacity + SLACK) and (
-            budget is None or budget.admits(0, chunk.origin())
+            budget is None or budget.passes(0, chunk.origin())
         ):
             chunk.gate.release()
         else:

@@ -8,6 +8,7 @@ partial batches go, and if there are none, one input gets its way past the memor
 from __future__ import annotations
 
 import asyncio
+import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ class Lookout:
         self._run = run
         self._seen = -1
         self._delay = TICK
+        self._grace = 1
+        #: Bytes counted when somebody was last favoured.
+        self._total = sys.maxsize
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -81,9 +85,12 @@ class Lookout:
             if any(relieved):
                 return True
             if budget is not None:
+                # The more of them, the longer it has not helped: what a gather holds is freed only when it has everything.
+                self._grace = 2 * self._grace if budget.total >= self._total else 1
+                self._total = budget.total
                 return (
-                    budget.favour()
-                    or any(segment.favour() for segment in run.pool_segments)
+                    budget.favour(self._grace)
+                    or any(segment.favour(self._grace) for segment in run.pool_segments)
                     or budget.force_input()
                 )
         return False
