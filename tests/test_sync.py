@@ -87,30 +87,36 @@ def test_an_async_iterables_error_is_raised():
 
 def test_only_a_thread_that_hosts_a_run_is_refused():
     sync.refuse_deadlock("x()", "y()")
-    me = threading.get_ident()
-    sync.hosts(me)
-    sync.hosts(me)
-    try:
+
+    async def main():
+        loop, me = asyncio.get_running_loop(), threading.get_ident()
+        sync.hosts(loop)
+        sync.hosts(loop)
         with pytest.raises(WouldDeadlock, match=r"x\(\) waits for its result.*Use y\(\) here"):
             sync.refuse_deadlock("x()", "y()")
         with pytest.raises(WouldDeadlock):
             next(sync.iterate(iter(())))  # type: ignore[arg-type]
-        others = []
-
-        def other():
-            sync.refuse_deadlock("x()", "y()")
-            others.append("passed")
-
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join(10)
-        assert others == ["passed"]
-        sync.hosts_no_more(me)
+        # Another thread may wait.
+        await asyncio.to_thread(sync.refuse_deadlock, "x()", "y()")
+        sync.hosts_no_more(me, loop)
         with pytest.raises(WouldDeadlock):
             sync.refuse_deadlock("x()", "y()")
+        sync.hosts_no_more(me, loop)
+        sync.refuse_deadlock("x()", "y()")
+        assert not sync._hosting
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_was_torn_down_under_its_run_keeps_nobody_from_waiting():
+    async def main():
+        sync.hosts(asyncio.get_running_loop())
+
+    asyncio.run(main())
+    try:
+        sync.refuse_deadlock("x()", "y()")
     finally:
-        sync.hosts_no_more(me)
-    sync.refuse_deadlock("x()", "y()")
+        sync._hosting.clear()
 
 
 @pytest.mark.parametrize("on_interrupt", [None, lambda: False])
@@ -127,8 +133,8 @@ def test_an_interrupt_cancels_what_nobody_else_can_stop(on_interrupt, monkeypatc
 
     submit = sync.LoopThread.submit
 
-    def submit_and_interrupt(self, coroutine):
-        future = submit(self, coroutine)
+    def submit_and_interrupt(self, make):
+        future = submit(self, make)
 
         def result(timeout=None):
             assert begun.wait(20)
@@ -164,3 +170,20 @@ def test_a_timeout_error_of_the_work_itself_is_passed_on():
     future.set_exception(TimeoutError("its own"))
     with pytest.raises(TimeoutError, match="its own"):
         sync.outcome(future)
+
+
+def test_a_future_that_is_cancelled_cancels_its_work():
+    begun, ended = threading.Event(), threading.Event()
+
+    async def work():
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with sync.LoopThread() as thread:
+        future = thread.submit(work)
+        assert begun.wait(20)
+        future.cancel()
+        assert ended.wait(20)

@@ -229,13 +229,13 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
     """Iterate over a run's results from synchronous code."""
     with LoopThread() as thread:
         handle = RunHandle(pipeline, inline=inline, nested=nested)
-        outcome(thread.submit(handle.__aenter__()))
+        outcome(thread.submit(handle.__aenter__))
         batch: list[Item] = []
         consumed = 0
         try:
             while True:
                 consumed, done, batch = 0, batch, []
-                batch = outcome(thread.submit(handle._fetch(done)))
+                batch = outcome(thread.submit(handle._fetch, done))
                 if not batch:
                     return
                 for item in batch:
@@ -252,4 +252,4 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
                         run.end_item(item, ARRIVED)
                     await handle.__aexit__(GeneratorExit, None, None)
 
-            outcome(thread.submit(leave()))
+            outcome(thread.submit(leave))

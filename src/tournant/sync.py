@@ -21,23 +21,23 @@ T = TypeVar("T")
 #: Seconds between two looks of a waiting thread at its signals.
 _SLICE = 0.1
 
-_hosting: dict[int, int] = {}
+_hosting: dict[int, list[asyncio.AbstractEventLoop]] = {}
 _hosting_lock = threading.Lock()
 
 
-def hosts(thread: int) -> None:
-    """Remember that a run's loop runs on `thread`."""
+def hosts(loop: asyncio.AbstractEventLoop) -> None:
+    """Remember that a run's loop runs on this thread."""
     with _hosting_lock:
-        _hosting[thread] = _hosting.get(thread, 0) + 1
+        _hosting.setdefault(threading.get_ident(), []).append(loop)
 
 
-def hosts_no_more(thread: int) -> None:
+def hosts_no_more(thread: int, loop: asyncio.AbstractEventLoop) -> None:
     """A run on `thread` has ended."""
     with _hosting_lock:
-        left = _hosting.get(thread, 0) - 1
-        if left > 0:
-            _hosting[thread] = left
-        else:
+        loops = _hosting.get(thread, [])
+        if loop in loops:
+            loops.remove(loop)
+        if not loops:
             _hosting.pop(thread, None)
 
 
@@ -48,7 +48,8 @@ def refuse_deadlock(call: str, instead: str) -> None:
         call: the call as the user wrote it, for the message.
         instead: what to write in its place.
     """
-    if threading.get_ident() in _hosting:
+    # A loop that was torn down under its run, by whatever force, runs no more.
+    if any(loop.is_running() for loop in _hosting.get(threading.get_ident(), ())):
         raise WouldDeadlock(
             f"{call} waits for its result, but this thread runs the event loop of a Tournant run, which would stand still "
             f'meanwhile. Use {instead} here, or move the call into a plain def stage (on="threads")'
@@ -96,19 +97,57 @@ class LoopThread:
     def __enter__(self) -> LoopThread:
         """Start the thread and wait for its loop."""
         self._thread.start()
-        self.loop = outcome(self._ready)
+        try:
+            self.loop = outcome(self._ready)
+        except BaseException:
+            self._ready.add_done_callback(lambda _: self._leave())
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop the loop and wait for the thread to end."""
-        stop = self._stop
-        if stop is not None:
-            self.loop.call_soon_threadsafe(stop.set)
+        self._leave()
         self._thread.join(10.0)
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run a coroutine on the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+    def _leave(self) -> None:
+        if self._stop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._ready.result().call_soon_threadsafe(self._stop.set)
+
+    def submit(
+        self, make: Callable[..., Coroutine[Any, Any, T]], *args: Any
+    ) -> concurrent.futures.Future[T]:
+        """Run the coroutine that ``make(*args)`` gives on the loop.
+
+        It is made there: a Ctrl-C in between must not leave a coroutine behind that nobody awaits.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        async def work() -> None:
+            try:
+                result = await make(*args)
+            except BaseException as error:
+                if not future.cancelled():
+                    future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                if not future.cancelled():
+                    future.set_result(result)
+
+        def start() -> None:
+            task = self.loop.create_task(work())
+            tasks.append(task)
+
+        def cancel(_: object) -> None:
+            if future.cancelled():
+                with contextlib.suppress(RuntimeError):
+                    self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+
+        tasks: list[asyncio.Task[None]] = []
+        future.add_done_callback(cancel)
+        self.loop.call_soon_threadsafe(start)
+        return future
 
     def _run(self) -> None:
         try:
@@ -160,7 +199,7 @@ def run(
                     loop.run_until_complete(task)
                 raise
     with LoopThread() as thread:
-        future = thread.submit(made())
+        future = thread.submit(made)
         try:
             return outcome(future)
         except BaseException:
@@ -198,7 +237,7 @@ def iterate(source: AsyncIterable[T]) -> Iterator[T]:
         try:
             while True:
                 try:
-                    yield outcome(thread.submit(step()))
+                    yield outcome(thread.submit(step))
                 except StopAsyncIteration:
                     return
         finally:
@@ -208,4 +247,4 @@ def iterate(source: AsyncIterable[T]) -> Iterator[T]:
                 async def closing() -> None:
                     await close()
 
-                outcome(thread.submit(closing()))
+                outcome(thread.submit(closing))

@@ -123,7 +123,7 @@ class Run:
         """Open the ledger, start the workers, begin to read the source."""
         pipeline = self.pipeline
         if not self.inline:
-            sync.hosts(self._loop_thread)
+            sync.hosts(self.loop)
             self._hosted = True
         if pipeline.ledger is not None:
             from tournant.engine.bookkeeping import Bookkeeping
@@ -222,7 +222,7 @@ class Run:
             )
         self.closed = True
         if self._hosted:
-            sync.hosts_no_more(self._loop_thread)
+            sync.hosts_no_more(self._loop_thread, self.loop)
         self.pool.slots.forget(self)
         await crew.leave(self)
         self._check_share(final=True)
