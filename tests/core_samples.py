@@ -154,6 +154,16 @@ def dies_once(folder, value):
     return value
 
 
+def each_of_some_dies_once(folder, value):
+    """Kill the worker at the first attempt of each of four neighbours."""
+    if value in (300, 301, 302, 303):
+        mark = Path(folder, f"died-{value}")
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
 def dies_once_while_yielding(folder, n):
     for i in range(400):
         if n == 2 and i == 250:

@@ -262,6 +262,13 @@ def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path, size):
     assert sorted(report_values) == list(range(size))
 
 
+def test_the_death_that_a_neighbour_caused_is_not_put_on_an_items_account(tmp_path):
+    """Each of four items that travel together kills its worker once; none of them twice."""
+    fn = functools.partial(samples.each_of_some_dies_once, str(tmp_path))
+    assert sorted(tn.Pipeline(range(500)).map(fn, on="processes").collect()) == list(range(500))
+    assert len(list(tmp_path.glob("died-*"))) == 4
+
+
 def test_a_fan_out_whose_worker_died_goes_on_where_it_was(tmp_path):
     fn = functools.partial(samples.dies_once_while_yielding, str(tmp_path))
     groups = tn.Pipeline(range(5)).flat_map(fn, on="processes").gather().collect()

@@ -31,7 +31,7 @@ async def same(value):
 
 @pytest.mark.parametrize("place", sorted(PLACES))
 def test_a_failure_stops_the_run_and_says_which_item_in_which_stage(place):
-    pipeline = tn.Pipeline(range(10_000)).map(samples.fail_on_seven, **PLACES[place]).map(same)
+    pipeline = tn.Pipeline(range(10**9)).map(samples.fail_on_seven, **PLACES[place]).map(same)
     with pytest.raises(tn.PipelineFailed) as caught:
         pipeline.run(inline=place == "inline")
     failed = caught.value
@@ -39,7 +39,7 @@ def test_a_failure_stops_the_run_and_says_which_item_in_which_stage(place):
     assert "in stage fail_on_seven, on input 7" in failed.exceptions[0].__notes__
     assert [(f.stage, f.key) for f in failed.failures] == [("fail_on_seven", 7)]
     report = failed.report
-    assert report.sourced == report.done + report.failed + report.interrupted < 10_000
+    assert report.sourced == report.done + report.failed + report.interrupted < 10**9
     assert 'on_error="skip"' in str(failed)
 
 

@@ -136,7 +136,8 @@ class Recovery(Segment):
                 else:
                     self.gone(unit, None, 0, error, chunk.attempt.count + 2)
             else:
-                self._alone(chunk, rest, deaths=1)
+                # Of several nobody knows which one it was; what was alone has it on its account.
+                self._alone(chunk, rest, deaths=1 if len(rest) == 1 else 0)
         self._chunk_over(chunk)
         self.run.schedule()
 
