@@ -1,4 +1,4 @@
-"""`python -m benchmarks [engine|ingest|startup] [--quick] [--only NAME] [--corpus DIR]`."""
+"""`python -m benchmarks [engine|ingest|startup|cache|api] [--quick] [--only NAME] [--corpus DIR]`."""
 
 import argparse
 import sys
@@ -11,7 +11,10 @@ def main() -> int:
     """Run what was asked for; without a name, everything that needs no corpus, and ingest if one is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["all", "engine", "ingest", "startup"], default="all"
+        "what",
+        nargs="?",
+        choices=["all", "engine", "ingest", "startup", "cache", "api"],
+        default="all",
     )
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of the items: a look, not a figure"
@@ -43,6 +46,14 @@ def main() -> int:
         from benchmarks import engine
 
         code |= engine.main(arguments.only if arguments.what == "engine" else [], arguments.quick)
+    if arguments.what in {"all", "cache"}:
+        from benchmarks import cache
+
+        code |= cache.main(arguments.quick)
+    if arguments.what in {"all", "api"}:
+        from benchmarks import api
+
+        code |= api.main(arguments.only if arguments.what == "api" else [], arguments.quick)
     if arguments.what == "ingest" or (arguments.what == "all" and arguments.corpus):
         from benchmarks import ingest
 
