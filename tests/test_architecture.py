@@ -147,8 +147,8 @@ def test_files_fit_one_sitting():
 EXPORTED = {
     "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
     "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
-    "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "TooManyFailures",
-    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "for_each", "limits", "map", "run",
+    "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "Throttled", "TooManyFailures",
+    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "for_each", "limits", "llm", "map", "run",
     "shutdown", "streams",
 }  # fmt: skip
 

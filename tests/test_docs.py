@@ -141,9 +141,19 @@ def test_every_error_has_its_section() -> None:
     assert classes - headings == set()
 
 
-def test_every_command_line_option_is_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs" / "ingest.md").read_text(encoding="utf-8")
-    for command in ("ingest", "search", "status"):
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("ingest.md", ["ingest", "search", "status"]),
+        ("batch.md", ["batch"]),
+        ("llm.md", ["mock-llm"]),
+    ],
+)
+def test_every_command_line_option_is_in_the_reference(
+    page: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for command in names:
         with pytest.raises(SystemExit):
             make_parser().parse_args([command, "--help"])
         options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))

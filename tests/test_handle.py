@@ -162,3 +162,22 @@ def test_two_consumers_of_one_run_share_its_results():
     values, report = asyncio.run(main())
     assert values == list(range(500))
     assert report.done == 500
+
+
+def test_leaving_early_after_the_run_has_computed_everything_loses_nothing():
+    """What was fetched ahead for a synchronous consumer who leaves is interrupted, not lost."""
+    computed = threading.Event()
+    left = 5
+
+    async def work(number):
+        nonlocal left
+        left -= 1
+        if not left:
+            computed.set()
+        return number
+
+    results = tn.Pipeline(range(5)).map(work, concurrency=1).iter()
+    assert next(results) == 0
+    assert computed.wait(10)
+    list(zip(range(3), results, strict=False))
+    results.close()

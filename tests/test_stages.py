@@ -11,7 +11,10 @@ import core_samples as samples
 import tournant as tn
 from tournant import stages
 from tournant.errors import InvalidPipeline
+from tournant.limits import Adaptive, RateLimit
 
+LIMIT = RateLimit(requests="500/min")
+SHARED = Adaptive()
 EMPTY = tn.Pipeline([])
 
 
@@ -58,6 +61,38 @@ LOCK = threading.Lock()
         (lambda: EMPTY.map(coroutine, concurrency=2.5), "concurrency=2.5", "whole number"),
         (lambda: EMPTY.map(coroutine, concurrency=True), "concurrency=True", "whole number"),
         (lambda: EMPTY.map(plain, concurrency=4), "concurrency=4", "max_workers="),
+        (
+            lambda: EMPTY.map(plain, concurrency=Adaptive()),
+            "concurrency=Adaptive(",
+            "blocking=True",
+        ),
+        (
+            lambda: EMPTY.map(plain, on="processes", concurrency=Adaptive()),
+            ".map(plain)",
+            "max_workers=",
+        ),
+        (lambda: EMPTY.map(coroutine, concurrency="8"), "concurrency='8'", "Adaptive(min, max)"),
+        (lambda: EMPTY.map(coroutine, limit=500), ".map(coroutine): limit=500", "RateLimit("),
+        (lambda: EMPTY.map(coroutine, limit=Adaptive()), "limit=Adaptive(", "concurrency="),
+        (lambda: EMPTY.map(plain, limit=LIMIT), ".map(plain): limit=", "blocking=True"),
+        (
+            lambda: EMPTY.map(plain, on="processes", limit=LIMIT),
+            ".map(plain): limit=",
+            "async def",
+        ),
+        (lambda: EMPTY.map(coroutine, cost=5), ".map(coroutine): cost=", "give both"),
+        (lambda: EMPTY.map(coroutine, limit=LIMIT, cost=-1), "cost=-1", "0 or more"),
+        (lambda: EMPTY.map(coroutine, limit=LIMIT, cost=True), "cost=True", "a number of tokens"),
+        (lambda: EMPTY.map(coroutine, limit=LIMIT, cost="9"), "cost='9'", "a number of tokens"),
+        (lambda: EMPTY.map(coroutine, limit=LIMIT, cost=float("inf")), "cost=inf", "tokens"),
+        (lambda: EMPTY.map(coroutine, limit=LIMIT, cost=coroutine), "cost=", "plain function"),
+        (
+            lambda: EMPTY.flat_map(async_generator, concurrency=SHARED).map(
+                coroutine, concurrency=SHARED
+            ),
+            ".map(coroutine): it shares its Adaptive with .flat_map(async_generator)",
+            "an Adaptive of its own",
+        ),
         (lambda: EMPTY.map(plain, on="processes", concurrency=4), "concurrency=4", "blocking=True"),
         (lambda: EMPTY.map(plain, max_workers=0), "max_workers=0", "1 or more"),
         (lambda: EMPTY.map(coroutine, max_workers=2), ".map(coroutine)", "concurrency="),
@@ -155,3 +190,34 @@ def test_what_can_be_imported_travels_by_reference():
         pass
 
     assert not stages.travels_by_reference(inner)
+
+
+@pytest.mark.parametrize("kind", sorted(stages.CALLING))
+def test_every_kind_of_stage_takes_a_limit_an_adaptive_concurrency_and_a_cost(kind):
+    fn = async_generator if kind == "flat_map" else coroutine
+    add = getattr(EMPTY, kind)
+    (stage,) = add(fn, limit=LIMIT, concurrency=SHARED, cost=len).stages
+    assert (stage.limit, stage.adaptive, stage.cost) == (LIMIT, SHARED, len)
+    assert stage.concurrency == SHARED.max == 64
+    assert stage.limited
+    (stage,) = add(plain, blocking=True, limit=LIMIT, cost=0).stages
+    assert stage.limited
+    (stage,) = add(fn, concurrency=8).stages
+    assert not stage.limited
+
+
+def test_an_adaptive_may_be_shared_where_nobody_waits_for_ever():
+    p = EMPTY.map(coroutine, concurrency=SHARED).map(coroutine, concurrency=SHARED)
+    p = p.flat_map(async_generator, concurrency=SHARED, retry=tn.Retry())
+    assert p.map(coroutine, concurrency=SHARED).stages[-1].adaptive is SHARED
+
+
+def test_the_second_of_two_stages_of_one_name_keeps_its_limit():
+    p = EMPTY.map(coroutine).map(coroutine, limit=LIMIT, concurrency=SHARED, cost=3)
+    stage = p.stages[1]
+    assert (stage.name, stage.limit, stage.adaptive, stage.cost) == (
+        "coroutine-2",
+        LIMIT,
+        SHARED,
+        3,
+    )

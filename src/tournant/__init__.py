@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tournant._version import __version__
 
 if TYPE_CHECKING:
-    from tournant import limits, streams
+    from tournant import limits, llm, streams
     from tournant.cache import Cache
     from tournant.engine.barriers import Group
     from tournant.errors import (
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SourceFailed,
         StageExit,
         StageTimeout,
+        Throttled,
         TooManyFailures,
         TournantError,
         WorkerDied,
@@ -44,7 +45,7 @@ _HOMES = {
     "tournant.engine.barriers": ("Group",),
     "tournant.errors": (
         "BatchMismatch", "ForgottenAwait", "InvalidPipeline", "LedgerError", "LostItems", "NotPicklable",
-        "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "TooManyFailures",
+        "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "Throttled", "TooManyFailures",
         "TournantError", "WorkerDied", "WouldDeadlock",
     ),
     "tournant.handle": ("RunHandle", "Watched"),
@@ -55,7 +56,7 @@ _HOMES = {
     "tournant.report": ("Failure", "Report", "RunSnapshot", "StageReport", "StageSnapshot"),
     "tournant.shortcuts": ("arun", "for_each", "map", "run"),
 }  # fmt: skip
-_ROOMS = ("limits", "streams")
+_ROOMS = ("limits", "llm", "streams")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "StageReport",
     "StageSnapshot",
     "StageTimeout",
+    "Throttled",
     "TooManyFailures",
     "TournantError",
     "Watched",
@@ -92,6 +94,7 @@ __all__ = [
     "arun",
     "for_each",
     "limits",
+    "llm",
     "map",
     "run",
     "shutdown",

@@ -62,6 +62,10 @@ class StageTimeout(TournantError, TimeoutError):
     """One attempt at an item took longer than the stage's ``timeout``."""
 
 
+class Throttled(TournantError):
+    """A stage's result was a refusal in disguise: by its limit's ``is_throttle``, the provider answered that it was asked too often."""
+
+
 class BatchMismatch(TournantError, ValueError):
     """A batch callable returned another number of results than it was given items."""
 

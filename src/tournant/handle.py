@@ -250,6 +250,8 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
                     for item in batch[: max(0, consumed - 1)]:
                         run.outputs += 1
                         run.end_item(item, ARRIVED)
+                    if consumed:
+                        run._cancel()  # also when it has ended: what was fetched and not seen is not done
                     await handle.__aexit__(GeneratorExit, None, None)
 
             outcome(thread.submit(leave))

@@ -10,11 +10,13 @@ from tournant import stages as kinds
 from tournant import sync
 from tournant.errors import InvalidPipeline, short
 from tournant.policies import PerWorker, Retry
-from tournant.stages import Placement, Stage
+from tournant.stages import Cost, Placement, Stage
 
 if TYPE_CHECKING:
     from tournant.handle import RunHandle, Watched
     from tournant.ledger import Ledger
+    from tournant.limits.adaptive import Adaptive
+    from tournant.limits.rate import RateLimit
     from tournant.report import Report
 
 OnError = Literal["stop", "skip"]
@@ -151,7 +153,9 @@ class Pipeline:
         fn: Callable[..., Any],
         *,
         on: Placement | None = None,
-        concurrency: int | None = None,
+        concurrency: int | Adaptive | None = None,
+        limit: RateLimit | None = None,
+        cost: Cost | None = None,
         max_workers: int | None = None,
         blocking: bool = False,
         retry: Retry | None = None,
@@ -167,7 +171,12 @@ class Pipeline:
             on: ``"loop"`` (default and only choice for ``async def``), ``"threads"`` (default for ``def``; for
                 native code that releases the GIL), ``"processes"`` (for pure-Python work), also ``"loop"`` for a plain function that
                 takes microseconds.
-            concurrency: calls at once, for loop stages (default 64) and ``blocking`` ones.
+            concurrency: calls at once, for loop stages (default 64) and ``blocking`` ones: a number, or a
+                `tournant.limits.Adaptive` that finds it.
+            limit: a `tournant.limits.RateLimit` at which calls begin, for the same stages; who shares it shares the rate.
+                `tournant.limits.current` gives the callable the admission of its own call, to settle what it really used.
+            cost: tokens that a call is expected to use, for a `limit` on tokens: a number, or a callable of what `fn` takes
+                (for `map_batches` the list). Default 0.
             max_workers: cap on the workers of a CPU stage. Default: all cores.
             blocking: a thread stage that waits (a synchronous database driver): threads of its own, no core taken.
             retry: see `Retry`. Default: no second attempt.
@@ -182,8 +191,8 @@ class Pipeline:
         """
         return self._with(
             kinds.calling_stage(
-                "map", fn, name=name, on=on, concurrency=concurrency, max_workers=max_workers, blocking=blocking,
-                retry=retry, timeout=timeout, on_error=on_error, state=state,
+                "map", fn, name=name, on=on, concurrency=concurrency, limit=limit, cost=cost,
+                max_workers=max_workers, blocking=blocking, retry=retry, timeout=timeout, on_error=on_error, state=state,
             )
         )  # fmt: skip
 
@@ -192,7 +201,9 @@ class Pipeline:
         fn: Callable[..., Any],
         *,
         on: Placement | None = None,
-        concurrency: int | None = None,
+        concurrency: int | Adaptive | None = None,
+        limit: RateLimit | None = None,
+        cost: Cost | None = None,
         max_workers: int | None = None,
         blocking: bool = False,
         retry: Retry | None = None,
@@ -209,8 +220,8 @@ class Pipeline:
         """
         return self._with(
             kinds.calling_stage(
-                "flat_map", fn, name=name, on=on, concurrency=concurrency, max_workers=max_workers, blocking=blocking,
-                retry=retry, timeout=timeout, on_error=on_error, state=state,
+                "flat_map", fn, name=name, on=on, concurrency=concurrency, limit=limit, cost=cost,
+                max_workers=max_workers, blocking=blocking, retry=retry, timeout=timeout, on_error=on_error, state=state,
             )
         )  # fmt: skip
 
@@ -221,7 +232,9 @@ class Pipeline:
         size: int = 32,
         max_wait: float = 0.1,
         on: Placement | None = None,
-        concurrency: int | None = None,
+        concurrency: int | Adaptive | None = None,
+        limit: RateLimit | None = None,
+        cost: Cost | None = None,
         max_workers: int | None = None,
         blocking: bool = False,
         retry: Retry | None = None,
@@ -242,9 +255,9 @@ class Pipeline:
         """
         return self._with(
             kinds.calling_stage(
-                "map_batches", fn, name=name, on=on, concurrency=concurrency, max_workers=max_workers,
-                blocking=blocking, retry=retry, timeout=timeout, on_error=on_error, state=state, size=size,
-                max_wait=max_wait,
+                "map_batches", fn, name=name, on=on, concurrency=concurrency, limit=limit, cost=cost,
+                max_workers=max_workers, blocking=blocking, retry=retry, timeout=timeout, on_error=on_error, state=state,
+                size=size, max_wait=max_wait,
             )
         )  # fmt: skip
 
@@ -253,7 +266,9 @@ class Pipeline:
         fn: Callable[..., Any],
         *,
         on: Placement | None = None,
-        concurrency: int | None = None,
+        concurrency: int | Adaptive | None = None,
+        limit: RateLimit | None = None,
+        cost: Cost | None = None,
         max_workers: int | None = None,
         blocking: bool = False,
         retry: Retry | None = None,
@@ -265,8 +280,8 @@ class Pipeline:
         """Add a stage that keeps the items for which `fn` returns something true; arguments as for `map`."""
         return self._with(
             kinds.calling_stage(
-                "filter", fn, name=name, on=on, concurrency=concurrency, max_workers=max_workers, blocking=blocking,
-                retry=retry, timeout=timeout, on_error=on_error, state=state,
+                "filter", fn, name=name, on=on, concurrency=concurrency, limit=limit, cost=cost,
+                max_workers=max_workers, blocking=blocking, retry=retry, timeout=timeout, on_error=on_error, state=state,
             )
         )  # fmt: skip
 
@@ -275,7 +290,9 @@ class Pipeline:
         fn: Callable[..., Any],
         *,
         on: Placement | None = None,
-        concurrency: int | None = None,
+        concurrency: int | Adaptive | None = None,
+        limit: RateLimit | None = None,
+        cost: Cost | None = None,
         max_workers: int | None = None,
         blocking: bool = False,
         retry: Retry | None = None,
@@ -287,8 +304,8 @@ class Pipeline:
         """Add a stage that calls `fn` with each item and passes the item on; arguments as for `map`."""
         return self._with(
             kinds.calling_stage(
-                "tap", fn, name=name, on=on, concurrency=concurrency, max_workers=max_workers, blocking=blocking,
-                retry=retry, timeout=timeout, on_error=on_error, state=state,
+                "tap", fn, name=name, on=on, concurrency=concurrency, limit=limit, cost=cost,
+                max_workers=max_workers, blocking=blocking, retry=retry, timeout=timeout, on_error=on_error, state=state,
             )
         )  # fmt: skip
 
@@ -297,7 +314,9 @@ class Pipeline:
         fn: Callable[..., Any],
         *,
         on: Placement | None = None,
-        concurrency: int | None = None,
+        concurrency: int | Adaptive | None = None,
+        limit: RateLimit | None = None,
+        cost: Cost | None = None,
         max_workers: int | None = None,
         blocking: bool = False,
         retry: Retry | None = None,
@@ -312,8 +331,8 @@ class Pipeline:
         """
         return self._with(
             kinds.calling_stage(
-                "for_each", fn, name=name, on=on, concurrency=concurrency, max_workers=max_workers, blocking=blocking,
-                retry=retry, timeout=timeout, on_error=on_error, state=state,
+                "for_each", fn, name=name, on=on, concurrency=concurrency, limit=limit, cost=cost,
+                max_workers=max_workers, blocking=blocking, retry=retry, timeout=timeout, on_error=on_error, state=state,
             )
         )  # fmt: skip
 

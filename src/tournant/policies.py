@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,12 @@ class Retry:
     Before attempt ``n`` (counted from 1, so the first retry is attempt 2) the item waits a random time
     between 0 and ``min(max_delay, delay * factor ** (n - 2))`` seconds. While it waits it holds no slot and no
     place in the stage's concurrency. Source: "Exponential Backoff And Jitter", M. Brooker, 2015.
+
+    Where the exception says when to come back (an attribute ``retry_after`` in seconds, or the header ``Retry-After`` of its
+    ``response``), it waits at least so long, even beyond `max_delay`.
+
+    An exception whose attribute ``transient`` is ``False`` says that a second attempt can't help, and ends the attempts. It
+    is tried again only where `on` is a predicate that says so, or names a class that is itself ``transient = False``.
 
     Attributes:
         attempts: attempts in all, the first included. Default 3.
@@ -62,16 +69,27 @@ class Retry:
         if attempts >= self.attempts or not isinstance(error, Exception):
             return False
         if isinstance(self.on, (type, tuple)):
-            return isinstance(error, self.on)
+            if getattr(error, "transient", None) is not False:
+                return isinstance(error, self.on)
+            named = self.on if isinstance(self.on, tuple) else (self.on,)
+            hopeless = tuple(one for one in named if getattr(one, "transient", None) is False)
+            return isinstance(error, hopeless)
         return bool(self.on(error))
 
     def wait(self, attempts: int, rng: Callable[[], float] = random.random) -> float:
-        """Return the seconds to wait after failed attempt number `attempts`."""
+        """Return the seconds of backoff after failed attempt number `attempts`."""
         try:
             bound = self.delay * self.factor ** (attempts - 1)
         except OverflowError:
             bound = self.max_delay
         return min(self.max_delay, bound) * rng()
+
+
+def asked_to_wait(error: BaseException) -> float:
+    """Return the seconds after which `error` says to come back; 0 where it says nothing."""
+    from tournant.limits.verdict import retry_after_of
+
+    return retry_after_of(error, time.time()) or 0.0
 
 
 @dataclass(frozen=True, slots=True)

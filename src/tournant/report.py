@@ -51,7 +51,8 @@ class StageSnapshot:
         queued: items waiting in front of it now.
         running: items that it works on now.
         busy: seconds spent inside the stage's callable.
-        limit: how many items (or batches) it may work on at once.
+        limit: how many items (or batches) it may work on at once; with an `Adaptive` as it has it now.
+        limits: what its rate and its adaptive concurrency are now, and why, as a line; empty where it has none.
     """
 
     name: str
@@ -64,6 +65,7 @@ class StageSnapshot:
     running: int
     busy: float
     limit: int = 1
+    limits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,14 @@ class StageReport:
         wait_input: seconds in which the stage had a free worker and nothing to do.
         wait_output: seconds in which finished items waited for room in the next channel.
         wait_slot: seconds in which there was work and room but every core was taken.
-        wait_limit: seconds in which items waited for the stage's own concurrency or a retry.
+        wait_limit: seconds in which items waited for the stage's concurrency, its rate, or a retry.
         p50: median seconds per call; for `map_batches` per batch.
         p90: 90th percentile.
         p99: 99th percentile.
-        limit: how many calls may run at once.
+        limit: how many calls may run at once; with an `Adaptive`, what it came to.
         occupancy: ``busy / (limit * duration)``, the share of its capacity that it used.
+        rate_share: the share of the run in which calls waited for the stage's rate, 0 to 1.
+        limits: what its rate and its adaptive concurrency came to, and why, as a line; empty where it has none.
     """
 
     name: str
@@ -130,6 +134,8 @@ class StageReport:
     p99: float
     limit: int
     occupancy: float
+    rate_share: float = 0.0
+    limits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +154,10 @@ class Report:
         stages: one `StageReport` per stage.
         duration: seconds from start to end.
         cores: the slots of the pool that the run's CPU stages shared.
-        bottleneck: the stage with the highest occupancy, or ``None`` when nothing ran.
+        bottleneck: the stage with the highest occupancy, of its concurrency or its rate, or ``None`` when nothing ran.
         utilisation: the share of the bottleneck's capacity that was used, 0 to 1; where CPU stages
-            share the cores this is the share of all cores.
+            share the cores this is the share of all cores, and where it is a rate, the share of the run in which calls
+            waited for it.
         ceiling: inputs per second that the measured demands allow at full use of the bottleneck, by the utilisation law
             (Denning and Buzen, 1978).
         warnings: what looked wrong, each with its mend.
@@ -219,6 +226,13 @@ class Report:
         if self.bottleneck is not None:
             ceiling = f", ceiling {self.ceiling:,.1f} inputs/s" if self.ceiling else ""
             lines.append(f"bottleneck: {self.bottleneck} at {self.utilisation:.0%}{ceiling}")
+        for stage in self.stages:
+            if stage.limits:
+                much = "mostly " if stage.rate_share >= 0.5 else ""
+                waited = f"stage {stage.name} waited {much}for its rate {stage.rate_share:.0%} of the run"
+                lines.append(
+                    f"{waited if stage.rate_share else f'stage {stage.name}'}: {stage.limits}"
+                )
         shown = self.failures[:10]
         lines += [
             f"failed: {short(f.key)} in {f.stage} after {f.attempts} attempt(s): "

@@ -11,11 +11,16 @@ import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tournant.errors import InvalidPipeline, short
 from tournant.policies import PerWorker, Retry
 
+if TYPE_CHECKING:
+    from tournant.limits.adaptive import Adaptive
+    from tournant.limits.rate import RateLimit
+
+Cost = float | Callable[[Any], float]
 Placement = Literal["loop", "threads", "processes"]
 Kind = Literal[
     "map",
@@ -45,7 +50,10 @@ class Stage:
         fn: the callable; ``None`` for stages that only move items.
         on: where it runs.
         is_async: the callable is a coroutine or async generator function.
-        concurrency: calls at once, for loop stages and ``blocking`` thread stages.
+        concurrency: calls at once, for loop stages and ``blocking`` thread stages; with `adaptive`, the most it may come to.
+        adaptive: the concurrency that finds itself; ``None`` where it is a number.
+        limit: the rate at which calls begin.
+        cost: tokens that a call is expected to use: a number, or a callable of what the stage's callable takes.
         max_workers: cap on the pool's workers for a CPU stage; ``None`` leaves it to the pool.
         blocking: a thread stage that waits rather than computes: threads of its own, no core taken.
         retry: see `Retry`.
@@ -65,6 +73,9 @@ class Stage:
     on: Placement = "loop"
     is_async: bool = False
     concurrency: int = DEFAULT_CONCURRENCY
+    adaptive: Adaptive | None = None
+    limit: RateLimit | None = None
+    cost: Cost | None = None
     max_workers: int | None = None
     blocking: bool = False
     retry: Retry | None = None
@@ -77,6 +88,11 @@ class Stage:
     max_weight: float | None = None
     window: int = 1000
 
+    @property
+    def limited(self) -> bool:
+        """Whether its calls have to be admitted, by a rate or by an adaptive concurrency."""
+        return self.limit is not None or self.adaptive is not None
+
 
 def calling_stage(
     kind: Kind,
@@ -84,7 +100,9 @@ def calling_stage(
     *,
     name: str | None,
     on: str | None,
-    concurrency: int | None,
+    concurrency: int | Adaptive | None,
+    limit: RateLimit | None,
+    cost: Cost | None,
     max_workers: int | None,
     blocking: bool,
     retry: Retry | None,
@@ -122,15 +140,25 @@ def calling_stage(
             f'{where}: blocking=True is for on="threads"; on the {on} it has no meaning'
         )
     pooled = on != "loop" and not blocking
+    adaptive = None
+    if concurrency is not None and not isinstance(concurrency, int):
+        adaptive = _adaptive(where, concurrency)
+    if limit is not None or cost is not None:
+        _check_limit(where, limit, cost)
+    if limit is not None and pooled:
+        raise InvalidPipeline(
+            f"{where}: limit= counts calls that wait for somebody else's machine, and here they would take a core while they wait; "
+            "make it an async def, or give blocking=True for threads of its own"
+        )
     if concurrency is not None and pooled:
         raise InvalidPipeline(
-            f"{where}: concurrency={concurrency!r}, but the pool decides how many workers a CPU stage gets; "
+            f"{where}: concurrency={short(concurrency)}, but the pool decides how many workers a CPU stage gets; "
             "use max_workers= to cap it, or blocking=True if it waits for I/O"
         )
     if max_workers is not None and not pooled:
         raise InvalidPipeline(f"{where}: max_workers= caps a CPU stage; here use concurrency=")
     for option, value in (
-        ("concurrency", concurrency),
+        ("concurrency", concurrency if adaptive is None else adaptive.max),
         ("max_workers", max_workers),
         ("size", size),
     ):
@@ -157,7 +185,10 @@ def calling_stage(
         fn=fn,
         on=on,  # type: ignore[arg-type]
         is_async=is_async,
-        concurrency=concurrency or DEFAULT_CONCURRENCY,
+        concurrency=adaptive.max if adaptive is not None else concurrency or DEFAULT_CONCURRENCY,  # type: ignore[arg-type]
+        adaptive=adaptive,
+        limit=limit,
+        cost=cost,
         max_workers=max_workers,
         blocking=blocking,
         retry=retry,
@@ -219,6 +250,17 @@ def check_place(before: tuple[Stage, ...], stage: Stage) -> Stage:
             f".{stage.kind}() after .batch(): a batch mixes inputs and has no place in their order; "
             f"put .unbatch() before it or move .{stage.kind}() in front of .batch()"
         )
+    for earlier in before:
+        if (
+            stage.adaptive is not None
+            and stage.adaptive is earlier.adaptive
+            and earlier.kind == "flat_map"
+            and earlier.retry is None
+        ):
+            raise InvalidPipeline(
+                f".{stage.kind}({stage.name}): it shares its Adaptive with .flat_map({earlier.name}), whose calls keep their places "
+                "while their results wait for room, so each could wait for the other for ever; give each stage an Adaptive of its own"
+            )
     taken = {s.name for s in before}
     name, n = stage.name, 2
     while name in taken:
@@ -305,6 +347,38 @@ def _name(name: str | None, fn: Callable[..., Any], where: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise InvalidPipeline(f"{where}: name={name!r}; give a non-empty string")
     return name
+
+
+def _adaptive(where: str, concurrency: Any) -> Adaptive:
+    from tournant.limits.adaptive import Adaptive
+
+    if not isinstance(concurrency, Adaptive):
+        raise InvalidPipeline(
+            f"{where}: concurrency={short(concurrency)}; give a whole number of 1 or more, or tn.limits.Adaptive(min, max)"
+        )
+    return concurrency
+
+
+def _check_limit(where: str, limit: Any, cost: Any) -> None:
+    from tournant.limits.rate import RateLimit
+
+    if limit is None:
+        raise InvalidPipeline(
+            f"{where}: cost= is what a call takes of limit=; give both, or leave cost out"
+        )
+    if not isinstance(limit, RateLimit):
+        raise InvalidPipeline(
+            f'{where}: limit={short(limit)}; give tn.limits.RateLimit(requests="500/min", tokens="200_000/min"), '
+            "or concurrency= for a number of calls at once"
+        )
+    if cost is None or (callable(cost) and not is_coroutine_callable(cost)):
+        return
+    if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < float("inf"):
+        return
+    raise InvalidPipeline(
+        f"{where}: cost={short(cost)}; give a number of tokens, 0 or more, or a plain function that tells it from what the "
+        "stage's function takes"
+    )
 
 
 def _positive_int(where: str, option: str, value: Any) -> None:

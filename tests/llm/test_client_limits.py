@@ -383,3 +383,40 @@ def test_tools_and_their_calls_count():
     assert estimate_tokens({**plain, "tools": [{"name": "x" * 400}]}) > 100
     called = [{"role": "assistant", "content": None, "tool_calls": [{"arguments": "x" * 400}]}]
     assert estimate_tokens({"messages": called, "max_tokens": 0}) > 100
+
+
+def test_the_calls_of_one_stage_call_add_up():
+    """An agent's stage asks the model more than once; each time counts."""
+    limit = fresh()
+
+    async def twice(client):
+        first = await ask(client)
+        second = await ask(client)
+        return first.usage.total_tokens + second.usage.total_tokens
+
+    used = run([says(), says()], stage, twice, limit)
+    assert charged(limit)[1] == used
+
+
+def test_a_refused_connection_leaves_what_was_charged_before():
+    limit = fresh()
+
+    async def work(client):
+        used = (await ask(client)).usage.total_tokens
+        gone = Client("http://127.0.0.1:9/v1", "kitchen-1")
+        with pytest.raises(llm.ConnectionFailed):
+            await ask(gone)
+        await gone.aclose()
+        return used
+
+    used = run([says()], stage, work, limit)
+    assert charged(limit) == (1, used)
+
+
+def test_a_used_up_account_does_not_freeze_the_limit():
+    limit = fresh()
+    error = llm.QuotaExhausted("no credit left", status=429)
+    assert not limit.check(error)
+    assert limit.snapshot().frozen_for == 0
+    assert limit.check(llm.RateLimited("too fast", status=429, retry_after=5.0))
+    assert limit.snapshot().frozen_for > 0

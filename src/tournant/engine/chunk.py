@@ -12,6 +12,7 @@ from tournant.pool.lanes import Lane
 from tournant.pool.steps import Outbox, Part
 
 if TYPE_CHECKING:
+    from tournant.engine.pool_admission import Ticket
     from tournant.engine.pool_segment import PoolSegment
 
 
@@ -30,11 +31,12 @@ class Chunk:
         reserved: bytes that are counted for what it will make.
         held: parts that the lane has sent without having got the word to go on.
         abandoned: nobody wants its results any more.
+        ticket: what travels in place of its value where the stage has a limit; otherwise ``None``.
     """
 
     __slots__ = (
         "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "outbox",
-        "paused", "paused_at", "progress", "reported", "reserved", "segment", "skip", "spec", "spent", "timed_out", "values",
+        "paused", "paused_at", "progress", "reported", "reserved", "segment", "skip", "spec", "spent", "ticket", "timed_out", "values",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +71,7 @@ class Chunk:
         self.reserved = 0
         self.abandoned = False
         self.timed_out = False
+        self.ticket: Ticket | None = None
         # One part may be under way before the lane has to wait for the loop's word.
         self.gate = threading.Semaphore(1)
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tournant.errors import PipelineFailed, TooManyFailures, TournantError, note, short
+from tournant.errors import (
+    BatchMismatch,
+    PipelineFailed,
+    Throttled,
+    TooManyFailures,
+    TournantError,
+    note,
+    short,
+)
+from tournant.policies import asked_to_wait
 from tournant.report import Failure, Report
 
 if TYPE_CHECKING:
@@ -13,6 +22,30 @@ if TYPE_CHECKING:
 
 #: A share of failures is judged from this many inputs on, and at the end.
 _SHARE_FROM = 20
+
+
+def backoff(stage: Stage, error: Exception, count: int) -> float:
+    """Return the seconds that an item waits after its attempt number `count` in `stage` failed with `error`.
+
+    What the provider asks for is a lower bound. With a limit, the gate spreads those who come back, and its freeze passes
+    while they wait here. Without one the backoff is added, or all who were refused together would come back together.
+    """
+    assert stage.retry is not None
+    wait, asked = stage.retry.wait(count), asked_to_wait(error)
+    return asked + wait if stage.limit is None else max(asked, wait)
+
+
+def blames_a_row(error: Exception) -> bool:
+    """Tell whether a batch that failed with `error` may have a row that is to blame, for which smaller batches would look.
+
+    A wrong number of results is no row's fault, and smaller batches would only hide it. Nor is a refusal for coming too often,
+    and smaller batches would come more often.
+    """
+    if isinstance(error, (BatchMismatch, Throttled)):
+        return False
+    from tournant.limits.verdict import TOO_MANY, status_of
+
+    return status_of(error) not in TOO_MANY
 
 
 class Failures:

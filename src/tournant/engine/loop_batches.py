@@ -6,12 +6,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tournant.engine.channel import Attempt
+from tournant.engine.failures import blames_a_row
 from tournant.engine.lineage import Item
 from tournant.engine.loop_segment import LoopSegment, interrupts
-from tournant.errors import BatchMismatch
 from tournant.pool.steps import checked_rows, plain
 
 if TYPE_CHECKING:
+    from tournant.engine.gate import Gate
     from tournant.engine.run import Run
     from tournant.stages import Stage
 
@@ -46,6 +47,8 @@ class LoopBatchSegment(LoopSegment):
                     inbox.removed()
                 if items or again:
                     self._more()
+                if step.gate is not None and not await self._let_in(step.gate, rows, attempt):
+                    continue
                 self.active += 1
                 stats.started += len(rows)
                 began = perf_counter()
@@ -76,6 +79,24 @@ class LoopBatchSegment(LoopSegment):
                         out.added()
         finally:
             self._worker_left()
+
+    async def _let_in(self, gate: Gate, rows: list[Item], attempt: Attempt | None) -> bool:
+        """Wait with a batch until the gate lets it go. False if it does not go: its cost can't be told, or the run was halted."""
+        step = self.steps[0]
+        try:
+            if not await self._admit(step, gate, [row.value for row in rows], len(rows)):
+                return False
+        except Exception as error:
+            step.stats.left += len(rows)
+            await self._batch_failed(rows, attempt, error)
+            return False
+        if attempt is None and not callable(step.stage.cost):
+            # More may have come while it waited, and costs no more.
+            inbox, most = self.inbox, (step.stage.size or 32) - len(rows)
+            rows += [inbox.items.popleft() for _ in range(min(most, len(inbox.items)))]
+            if inbox.writers or inbox.room_wanted:
+                inbox.removed()
+        return True
 
     def relieve(self) -> bool:
         """Send the partial batch."""
@@ -112,17 +133,12 @@ class LoopBatchSegment(LoopSegment):
         stage = self.stages[0]
         count = (attempt.count if attempt is not None else 0) + 1
         final = attempt is not None and attempt.final
-        if (
-            not final
-            and stage.retry is not None
-            and self.run.failures.wants_retry(stage, error, count)
-        ):
-            await self._again(Attempt(None, rows, count=count), stage, count, len(rows))
-        elif len(rows) == 1 or isinstance(error, BatchMismatch):
-            # A wrong number of results is no row's fault, and smaller batches would only hide it.
+        if not final and not self.run.halted and self.run.failures.wants_retry(stage, error, count):
+            await self._again(Attempt(None, rows, count=count), error, len(rows))
+        elif len(rows) == 1 or not blames_a_row(error):
             for row in rows:
                 self.gone(row, attempt, 0, error, count)
-        else:
+        elif not self.run.halted:
             half = len(rows) // 2
             self.not_begun(self.stats[0], len(rows))
             for part in (rows[half:], rows[:half]):

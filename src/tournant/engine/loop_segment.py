@@ -7,17 +7,21 @@ is kept by a gate, which is two counters while the stage is not full. Workers ar
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import contextlib
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant.engine.calls import Call, Deadline, children_of, direct, timed
 from tournant.engine.channel import Attempt
+from tournant.engine.failures import backoff
+from tournant.engine.gate import Gate, admitted
 from tournant.engine.lineage import ARRIVED, DROPPED, REFUSED, Item
+from tournant.engine.loop_step import BATCH, FILTER, FLAT, MAP, SINK, UNKNOWN, Step
 from tournant.engine.segment import Segment
 from tournant.engine.stats import StageStats
 from tournant.errors import note
+from tournant.limits.current import admission
 from tournant.pool.steps import WithState, plain
 from tournant.sizes import size_of
 
@@ -26,73 +30,7 @@ if TYPE_CHECKING:
     from tournant.engine.run import Run
     from tournant.stages import Stage
 
-#: Calls at once while nobody knows by how much they grow, where memory is limited.
-UNKNOWN = 8
-
-_MAP, _FILTER, _TAP, _SINK, _FLAT, _BATCH = range(6)
-_CODES = {
-    "map": _MAP,
-    "filter": _FILTER,
-    "tap": _TAP,
-    "for_each": _SINK,
-    "flat_map": _FLAT,
-    "map_batches": _BATCH,
-}
-
-
-class _Step:
-    """One stage inside a loop segment, ready to call.
-
-    Attributes:
-        permits: calls at once.
-        limit: calls in progress from which on a worker has to ask at the gate: all `permits`, or, where memory has a say,
-            none.
-        growth: bytes by which a call makes its item grow, smoothed; ``None`` while nobody knows.
-    """
-
-    __slots__ = ("call", "code", "growth", "limit", "permits", "stage", "stats", "waiters")
-
-    def __init__(self, stage: Stage, stats: Any, call: Call, limit: int) -> None:
-        self.stage = stage
-        self.code = _CODES[stage.kind]
-        self.stats = stats
-        self.call = call
-        self.limit = self.permits = limit
-        self.growth: float | None = None
-        self.waiters: deque[asyncio.Future[None]] = deque()
-
-    def learn(self, growth: int) -> None:
-        """Remember by how much a call made its item grow."""
-        if self.growth is None:
-            self.growth = max(0.0, float(growth))
-            self.permits = self.stage.concurrency
-            for _ in range(len(self.waiters)):
-                self.leave()
-        else:
-            self.growth = max(0.0, float(growth), 0.8 * self.growth + 0.2 * growth)
-
-    async def enter(self, run: Run) -> None:
-        """Wait until the stage has a permit, or the run is being stopped."""
-        began = perf_counter()
-        stats = self.stats
-        while stats.started - stats.left >= self.permits and not run.halted:
-            waiter = asyncio.get_running_loop().create_future()
-            self.waiters.append(waiter)
-            await waiter
-        stats.wait_limit += perf_counter() - began
-
-    def leave(self) -> None:
-        """Let the next in, after a permit came free."""
-        while self.waiters:
-            waiter = self.waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
-    def leave_all(self) -> None:
-        """Let everybody look again: the run is being stopped."""
-        while self.waiters:
-            self.leave()
+_unlimited = contextlib.nullcontext()
 
 
 class LoopSegment(Segment):
@@ -108,12 +46,13 @@ class LoopSegment(Segment):
                 stats.on = stage.on
         self.limits = limits
         self.max_workers = 1 if run.inline else sum(limits)
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.workers = 0
         self.active = 0
         self.returning = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
+        self._halting: asyncio.Future[None] | None = None
         self._states: list[tuple[Callable[[Any], None], Any]] = []
 
     def capacity(self) -> int:
@@ -124,7 +63,8 @@ class LoopSegment(Segment):
     def start(self) -> None:
         """Build the steps and the first worker."""
         for stage, stats, limit in zip(self.stages, self.stats, self.limits, strict=True):
-            step = _Step(stage, stats, self._callable(stage), limit)
+            gate = Gate(self.run, stage, stats) if stage.limited else None
+            step = Step(stage, stats, self._callable(stage, gate), limit, gate)
             if self.run.budget is not None and stage.kind == "map":
                 step.limit, step.permits = 0, min(limit, UNKNOWN)
             self.steps.append(step)
@@ -132,7 +72,11 @@ class LoopSegment(Segment):
 
     def idle(self) -> bool:
         """Tell whether no call is in progress and no retry is due."""
-        return self.active == 0 and self.returning == 0
+        return (
+            self.active == 0
+            and self.returning == 0
+            and not any(step.gate is not None and step.gate.expects() for step in self.steps)
+        )
 
     def cancel(self) -> None:
         """Cancel the workers and forget the retries."""
@@ -146,12 +90,16 @@ class LoopSegment(Segment):
             timer.cancel()
         self._timers.clear()
         self.returning = 0
+        if self._halting is not None and not self._halting.done():
+            self._halting.set_result(None)
         for step in self.steps:
             step.leave_all()
+            if step.gate is not None:
+                step.gate.send_away()
         super().halt()
         self._maybe_done()
 
-    def _callable(self, stage: Stage) -> Call:
+    def _callable(self, stage: Stage, gate: Gate | None) -> Call:
         fn = stage.fn
         assert fn is not None
         if stage.state is not None:
@@ -172,6 +120,8 @@ class LoopSegment(Segment):
             call = direct(fn)
         if stage.timeout is not None:
             call = timed(call, stage.timeout, stage.name)
+        if gate is not None:
+            call = admitted(call, gate)
         return call  # type: ignore[no-any-return]
 
     def _spawn(self) -> None:
@@ -245,14 +195,14 @@ class LoopSegment(Segment):
                         stats = step.stats
                         before = item.size
                         if stats.started - stats.left >= step.limit:
-                            await self._enter(step, item)
+                            await self._enter(step, item, value)
                             if run.halted:
                                 item = None
                                 break
                             now = clock()
                         stats.started += 1
                         code = step.code
-                        if code == _FLAT:
+                        if code == FLAT:
                             await self._fan_out(step, item, value, attempt)
                             item = None
                             break
@@ -263,11 +213,11 @@ class LoopSegment(Segment):
                         now = then
                         if step.waiters:
                             step.leave()
-                        if code == _MAP:
+                        if code == MAP:
                             value = result
                             if budget is not None:
                                 self._grown(step, item, before, value, budget)
-                        elif code == _FILTER and not result:
+                        elif code == FILTER and not result:
                             run.end_item(item, DROPPED if item.pos else DROPPED | REFUSED)
                             item = None
                             break
@@ -288,7 +238,7 @@ class LoopSegment(Segment):
                 if item is None:
                     continue
                 if out is None:
-                    if run.collector is not None and steps[-1].code != _SINK:
+                    if run.collector is not None and steps[-1].code != SINK:
                         run.collector(value)
                     run.outputs += 1
                     if budget is not None:
@@ -307,49 +257,87 @@ class LoopSegment(Segment):
         finally:
             self._worker_left()
 
-    async def _enter(self, step: _Step, item: Item) -> None:
-        """Wait for a permit, and for the memory that the call is expected to take: it is counted from now on."""
+    async def _enter(self, step: Step, item: Item, value: Any) -> None:
+        """Wait for a permit, and for the memory that the call is expected to take: it is counted from now on.
+
+        Then for the gate, last: its place in the rate is for a call that goes now.
+        """
         run, budget, stats = self.run, self.run.budget, step.stats
         self.active -= 1
         try:
+            counted = budget is None
             while not run.halted:
                 if stats.started - stats.left >= step.permits:
                     await step.enter(run)
                 growth = int(step.growth or 0)
-                if budget is None or not growth:
-                    break
-                if budget.passes(growth, item.origin):
+                if budget is None or counted or not growth:
+                    if step.gate is None or await self._admit(step, step.gate, value, 1):
+                        break
+                elif budget.passes(growth, item.origin):
                     budget.add(growth)
                     item.size += growth
-                    break
-                began = perf_counter()
-                await budget.room(growth, item.origin)
-                stats.wait_output += perf_counter() - began
+                    counted = True
+                    if step.gate is None:
+                        break
+                else:
+                    began = perf_counter()
+                    await budget.room(growth, item.origin)
+                    stats.wait_output += perf_counter() - began
         finally:
             self.active += 1
 
-    def _grown(self, step: _Step, item: Item, before: int, value: Any, budget: Budget) -> None:
+    async def _admit(self, step: Step, gate: Gate, value: Any, rows: int) -> bool:
+        """Wait until the gate lets a call with `value` go, and leave its admission where the call finds it.
+
+        False: the run was halted, or others took the permits meanwhile. What passed a limit has to go now, or not at all.
+        """
+        run, stats = self.run, step.stats
+        try:
+            call = gate.call(value)
+        except Exception:
+            stats.started += rows  # the attempt has failed, so it has begun
+            raise
+        if run.halted or not await gate.enter(call):
+            return False
+        # A batch has no permits: its worker is its permit.
+        full = step.code != BATCH and stats.started - stats.left >= step.permits
+        if run.halted or full:
+            call.release()
+            return False
+        admission.set(call)
+        return True
+
+    def _grown(self, step: Step, item: Item, before: int, value: Any, budget: Budget) -> None:
         """Count what a call has made of an item that had `before` bytes."""
         size = size_of(value)
         budget.add(size - item.size)
         item.size = size
         step.learn(size - before)
 
-    async def _fan_out(self, step: _Step, item: Item, value: Any, attempt: Attempt | None) -> None:
+    async def _fan_out(self, step: Step, item: Item, value: Any, attempt: Attempt | None) -> None:
         """Run a flat_map on one item and pass its children on as they are produced."""
         stage, stats, run = step.stage, step.stats, self.run
         hold: list[Any] | None = [] if stage.retry is not None else None
         origin, number = item.origin, 0
         began, paused = perf_counter(), 0.0
         deadline = Deadline(stage.name, stage.timeout)
-        async with deadline, children_of(step.call, value, stage.is_async) as children:
+        async with (
+            _unlimited if step.gate is None else step.gate.around() as call,
+            deadline,
+            children_of(step.call, value, stage.is_async) as children,
+        ):
             async for child in children:
+                if call is not None:
+                    call.judge(child)
                 if hold is not None:
                     hold.append(child)
                     continue
                 before = perf_counter()
+                mark = call.now() if call is not None else 0.0
                 await self._pass_child(stats, Item(child, origin, (*item.pos, number)), deadline)
                 paused += perf_counter() - before
+                if call is not None:
+                    call.excuse_since(mark)
                 number += 1
                 if run.halted:
                     break
@@ -398,27 +386,23 @@ class LoopSegment(Segment):
         stage = self.stages[step]
         if self.run.budget is not None:
             self.run.change(item, value)
-        if (
-            stage.retry is None
-            or self.run.halted
-            or not self.run.failures.wants_retry(stage, error, count)
-        ):
+        if self.run.halted or not self.run.failures.wants_retry(stage, error, count):
             self.gone(item, None, step, error, count)
             return
-        await self._again(Attempt(item, value=value, step=step, count=count), stage, count, 1)
+        await self._again(Attempt(item, value=value, step=step, count=count), error, 1)
 
-    async def _again(self, attempt: Attempt, stage: Stage, count: int, rows: int) -> None:
-        """Bring `attempt` back after its backoff, which holds no worker."""
-        assert stage.retry is not None
+    async def _again(self, attempt: Attempt, error: Exception, rows: int) -> None:
+        """Bring `attempt`, which failed with `error`, back after its backoff, which holds no worker."""
         stats = self.stats[attempt.step]
         stats.retried += rows
         self.not_begun(stats, rows)
-        delay = stage.retry.wait(count)
+        delay = backoff(self.stages[attempt.step], error, attempt.count)
         stats.wait_limit += delay
         if self.run.inline:
             # Inline keeps the order: the next item waits for this one.
-            await asyncio.sleep(delay)
-            self.inbox.again.appendleft(attempt)
+            await self._pause(delay)
+            if not self.run.halted:
+                self.inbox.again.appendleft(attempt)
             return
         self.returning += 1
 
@@ -433,6 +417,12 @@ class LoopSegment(Segment):
 
         timer = self.run.loop.call_later(delay, due)
         self._timers.add(timer)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not longer than the run goes on."""
+        self._halting = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._halting, seconds)
 
     @staticmethod
     def not_begun(stats: StageStats, rows: int) -> None:

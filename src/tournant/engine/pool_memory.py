@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tournant.engine.chunk import Chunk
 from tournant.engine.lineage import Item
-from tournant.engine.loop_segment import UNKNOWN
+from tournant.engine.loop_step import UNKNOWN
 from tournant.engine.segment import Segment
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tournant.engine.channel import Attempt
 from tournant.engine.chunk import Chunk
 from tournant.engine.lineage import DROPPED, REFUSED, Item
+from tournant.engine.pool_admission import Admissions, end_admission
 from tournant.engine.pool_memory import Memory
 from tournant.engine.recovery import Recovery
 from tournant.pool.lanes import Spec, World
@@ -44,7 +45,7 @@ SURE_SECONDS = 0.25
 BATCH_WAIT = 0.1
 
 
-class PoolSegment(Recovery, Memory):
+class PoolSegment(Recovery, Memory, Admissions):
     """Fused stages that run on lanes of the pool.
 
     Attributes:
@@ -62,7 +63,7 @@ class PoolSegment(Recovery, Memory):
         self.limit = first.concurrency if self.blocking else min([slots, *caps])
         super().__init__(run, stages, [self.limit] * len(stages))
         self.spec = Spec(
-            [(s.kind, s.fn, s.state) for s in stages],  # type: ignore[misc]
+            [(s.kind, self.callable_of(s), s.state) for s in stages],
             run.context,
             world,
             takes_slot=not self.blocking,
@@ -93,8 +94,9 @@ class PoolSegment(Recovery, Memory):
             self.out.on_room = self.run.schedule
 
     def idle(self) -> bool:
-        """Tell whether no chunk is at work and no retry is due."""
-        return not self.working and not self.returning
+        """Tell whether no chunk is at work, no retry is due, and the gate does not wait for others."""
+        expects = self.gate is not None and self.gate.expects()
+        return not self.working and not self.returning and not expects
 
     def running(self, n: int) -> int:
         """Return the items out on lanes."""
@@ -103,6 +105,7 @@ class PoolSegment(Recovery, Memory):
     def halt(self) -> None:
         """Start nothing new."""
         self.forget_retries()
+        self.drop_next()
         super().halt()
         for chunk in list(self.paused):
             self.paused.remove(chunk)
@@ -134,10 +137,12 @@ class PoolSegment(Recovery, Memory):
             return False
         if self.paused:
             return self._may_resume()
+        if self.next is not None:
+            return self.admitted()
         if self.wants_memory():
             return False
         if self.inbox.again:
-            return True
+            return self.admitted()
         items = self.inbox.items
         if not items:
             return False
@@ -151,7 +156,7 @@ class PoolSegment(Recovery, Memory):
                 wait = self.stages[0].max_wait or BATCH_WAIT
                 self._partial = self.run.loop.call_later(wait, self._partial_now)
             return False
-        return True
+        return self.admitted()
 
     def _room(self) -> bool:
         out = self.out
@@ -195,7 +200,7 @@ class PoolSegment(Recovery, Memory):
         inbox = self.inbox
         self.working += 1
         self._favoured = False
-        chunk = self._chunk_again(inbox.again.popleft()) if inbox.again else self._chunk()
+        chunk = self.take_admitted()
         self.in_work += chunk.count
         self.stats[0].started += chunk.count
         self.chunks.add(chunk)
@@ -206,7 +211,9 @@ class PoolSegment(Recovery, Memory):
             inbox.removed()
 
     def _chunk_items(self) -> int:
-        if not self.cost or (self.timeout is not None and self.timeout < SURE_SECONDS):
+        if self.gate is not None or not self.cost:
+            return 1
+        if self.timeout is not None and self.timeout < SURE_SECONDS:
             return 1
         n = min(MOST_ITEMS, int(self._seconds / max(self.cost, LEAST_COST * max(1, self.batch))))
         each = max(self.bytes, self.growth or 0.0)
@@ -214,6 +221,10 @@ class PoolSegment(Recovery, Memory):
             most = min(CHUNK_BYTES, self.spec.part_bytes or CHUNK_BYTES)
             n = min(n, int(most / (each * max(1, self.batch))))
         return max(1, n)
+
+    def _take(self) -> Chunk:
+        again = self.inbox.again
+        return self._chunk_again(again.popleft()) if again else self._chunk()
 
     def _chunk(self) -> Chunk:
         items = self.inbox.items
@@ -434,6 +445,7 @@ class PoolSegment(Recovery, Memory):
     def _chunk_over(self, chunk: Chunk) -> None:
         self.stuck.discard(chunk)
         self._unreserve(chunk)
+        end_admission(chunk)
         if chunk not in self.chunks:
             return
         self.chunks.discard(chunk)
@@ -452,6 +464,7 @@ class PoolSegment(Recovery, Memory):
             and not inbox.items
             and not inbox.again
             and not self.chunks
+            and self.next is None
             and not self.returning
             and not self.done
         ):

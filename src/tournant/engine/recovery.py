@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tournant.engine.channel import Attempt
 from tournant.engine.chunk import Chunk
+from tournant.engine.failures import backoff, blames_a_row
 from tournant.engine.lineage import Item
+from tournant.engine.pool_admission import end_admission
 from tournant.engine.segment import Segment
-from tournant.errors import BatchMismatch, StageTimeout, WorkerDied
+from tournant.errors import StageTimeout, WorkerDied
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -57,7 +59,7 @@ class Recovery(Segment):
         count = (chunk.attempt.count if chunk.attempt is not None else 0) + 1
         if not self.run.halted and self.run.failures.wants_retry(stage, error, count):
             deaths = chunk.attempt.deaths if chunk.attempt is not None else 0
-            self._again(Attempt(item, count=count, deaths=deaths), stage, count, 1)
+            self._again(Attempt(item, count=count, deaths=deaths), stage, error, 1)
         else:
             self.gone(item, None, step, error, count)
 
@@ -66,9 +68,8 @@ class Recovery(Segment):
         count = (attempt.count if attempt is not None else 0) + 1
         final = attempt is not None and attempt.final
         if not final and not self.run.halted and self.run.failures.wants_retry(stage, error, count):
-            self._again(Attempt(None, rows, count=count), stage, count, len(rows))
-        elif len(rows) == 1 or isinstance(error, BatchMismatch):
-            # A wrong number of results is no row's fault, and smaller batches would only hide it.
+            self._again(Attempt(None, rows, count=count), stage, error, len(rows))
+        elif len(rows) == 1 or not blames_a_row(error):
             for row in rows:
                 self.gone(row, None, 0, error, count)
         elif not self.run.halted:
@@ -78,11 +79,10 @@ class Recovery(Segment):
                 self.inbox.again.appendleft(Attempt(None, part, count=count, final=True))
             self.run.schedule()
 
-    def _again(self, attempt: Attempt, stage: Stage, count: int, rows: int) -> None:
-        assert stage.retry is not None
+    def _again(self, attempt: Attempt, stage: Stage, error: Exception, rows: int) -> None:
         self.stats[0].retried += rows
         self._not_begun(rows)
-        delay = stage.retry.wait(count)
+        delay = backoff(stage, error, attempt.count)
         self.stats[0].wait_limit += delay
         self.returning += 1
 
@@ -204,6 +204,7 @@ class Recovery(Segment):
         error = StageTimeout(
             f"stage {self.stages[0].name}: one attempt took longer than its timeout of {self.timeout} s"
         )
+        end_admission(chunk, error)
         unit = rest[0]
         if isinstance(unit, list):
             self._batch_failed(chunk, unit, error)

@@ -30,6 +30,7 @@ from tournant.sizes import size_of
 
 if TYPE_CHECKING:
     from tournant.engine.bookkeeping import Bookkeeping
+    from tournant.engine.gate import Gate
     from tournant.pipeline import Pipeline
     from tournant.stages import Stage
 
@@ -44,6 +45,7 @@ class Run:
         collector: takes the value of each item that arrives, where the last stage is no sink.
         results: the channel that a streaming consumer reads; ``None`` otherwise.
         consuming: a streaming consumer works on a result.
+        gates: those of the stages with a limit.
         halted: nothing new starts any more.
         closed: the run has ended and given everything back.
     """
@@ -70,11 +72,8 @@ class Run:
         self.budget = (
             Budget(pipeline.memory_limit, self.loop) if pipeline.memory_limit is not None else None
         )
-        self.halted = False
-        self.closed = False
-        self.draining = False
+        self.halted = self.draining = self.cancelled = self.closed = False
         self.consuming = False
-        self.cancelled = False
         self.done = self.failed = self.skipped = self.filtered = 0
         self.outputs = 0
         self.failures = Failures(pipeline)
@@ -87,6 +86,7 @@ class Run:
         self.ended: float | None = None
         self.report: Report | None = None
         self.results: Channel | None = None
+        self.gates: list[Gate] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._scheduled = False
         self.wants_slot: dict[PoolSegment, float] = {}

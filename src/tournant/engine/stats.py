@@ -7,8 +7,12 @@ of an octave, so a percentile is right to about 6 %. From 4,096 calls on, one ca
 from __future__ import annotations
 
 from math import frexp
+from typing import TYPE_CHECKING
 
 from tournant.report import StageReport, StageSnapshot
+
+if TYPE_CHECKING:
+    from tournant.engine.gate import Gate
 
 _EVERY_CALL = 4096
 _STRIDE = 8
@@ -22,10 +26,11 @@ class StageStats:
         left: calls that have ended, well or not.
         items_out: items passed on.
         times: seconds of calls not folded yet.
+        gate: what admits the calls, where the stage has a limit.
     """
 
     __slots__ = (
-        "_buckets", "_folded", "busy", "failed", "items_out", "left", "limit", "name", "on", "retried", "started",
+        "_buckets", "_folded", "busy", "failed", "gate", "items_out", "left", "limit", "name", "on", "retried", "started",
         "times", "wait_input", "wait_limit", "wait_output", "wait_slot",
     )  # fmt: skip
 
@@ -33,6 +38,7 @@ class StageStats:
         self.name = name
         self.on = on
         self.limit = limit
+        self.gate: Gate | None = None
         self.started = 0
         self.left = 0
         self.items_out = 0
@@ -82,13 +88,19 @@ class StageStats:
         busy = self.busy + sum(self.times)
         return StageSnapshot(
             self.name, self.on, self.started, self.items_out, self.failed, self.retried, queued, running, busy,
-            self.limit,
+            self._concurrency(), self.gate.describe() if self.gate is not None else "",
         )  # fmt: skip
+
+    def _concurrency(self) -> int:
+        """Return how many calls may run at once, now."""
+        found = self.gate.concurrency if self.gate is not None else None
+        return self.limit if found is None else min(self.limit, found)
 
     def report(self, duration: float) -> StageReport:
         """Return what the stage did in `duration` seconds."""
         self.fold()
-        capacity = self.limit * duration
+        limit, gate = self._concurrency(), self.gate
+        capacity = limit * duration
         return StageReport(
             name=self.name,
             on=self.on,
@@ -104,6 +116,10 @@ class StageStats:
             p50=self.percentile(0.5),
             p90=self.percentile(0.9),
             p99=self.percentile(0.99),
-            limit=self.limit,
+            limit=limit,
             occupancy=min(1.0, self.busy / capacity) if capacity > 0 else 0.0,
+            rate_share=min(1.0, gate.pressed / duration)
+            if gate is not None and duration > 0
+            else 0.0,
+            limits=gate.describe() if gate is not None else "",
         )

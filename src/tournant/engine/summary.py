@@ -2,7 +2,8 @@
 
 The stages of the pool share its cores, so together they are one resource whose demand is their summed busy time. A loop stage or a
 blocking stage is a resource of its own with as many servers as it has permits. The utilisation law (Denning and Buzen, 1978) says
-what throughput each resource allows: servers divided by seconds per input; the smallest is the ceiling.
+what throughput each resource allows: servers divided by seconds per input; the smallest is the ceiling. A stage's rate is a
+resource too, in use while somebody waits for it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def build_report(run: Run) -> Report:
     resources += [
         (s.busy / (s.limit * duration), s.busy / s.limit, s.name) for s in single if duration > 0
     ]
+    resources += [(s.rate_share, s.rate_share * duration, s.name) for s in single if s.rate_share]
     ended = run.done + run.failed + run.filtered
     bottleneck, utilisation, ceiling = None, 0.0, None
     if resources and ended:

@@ -10,6 +10,7 @@ from tournant.limits.adaptive import Adaptive, AdaptiveSnapshot, Slot, outcome_o
 from tournant.limits.admission import Admission, admit
 from tournant.limits.clock import SYSTEM, Clock, SystemClock, Timer, VirtualClock
 from tournant.limits.concurrency import Controller, Outcome
+from tournant.limits.current import current
 from tournant.limits.figures import InvalidLimit, Rate
 from tournant.limits.rate import RateLimit, Reservation, forget
 from tournant.limits.snapshot import BucketSnapshot, LimitSnapshot
@@ -33,6 +34,7 @@ __all__ = [
     "Timer",
     "VirtualClock",
     "admit",
+    "current",
     "forget",
     "outcome_of",
 ]

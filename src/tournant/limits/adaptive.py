@@ -16,6 +16,7 @@ from tournant.limits.verdict import OVERLOADED, TOO_MANY, status_of
 from tournant.limits.waiting import Line, running_loop
 
 _START = 8
+_ending = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,11 @@ class Adaptive:
         self.controller.watch(self._admit)
 
     @property
+    def clock(self) -> Clock:
+        """Where time comes from."""
+        return self._clock
+
+    @property
     def limit(self) -> int:
         """How many calls may be under way at once, now."""
         return self.controller.limit
@@ -108,6 +114,18 @@ class Adaptive:
     def slot(self) -> Slot:
         """Return a slot for one call, to be entered with ``async with``: it waits in line, first come first served."""
         return Slot(self)
+
+    def try_slot(self) -> Slot | None:
+        """Return a slot that is taken, or ``None`` when it would have to wait. Never waits, needs no event loop.
+
+        Whoever gets one must call its `Slot.close` (or `Slot.give_back`) when the call has ended.
+        """
+        with self._lock:
+            if len(self._line) or not self.controller.try_enter():
+                return None
+        slot = Slot(self)
+        slot._begin()
+        return slot
 
     def snapshot(self) -> AdaptiveSnapshot:
         """Return the limit, why it is so, and how many run and wait."""
@@ -190,17 +208,35 @@ class Slot:
 
     def give_back(self) -> None:
         """End it now, without a call: nothing is learned from it."""
-        if self._held:
-            self._held = False
+        if self._over():
             self._adaptive.controller.leave("cancelled", 0.0)
+
+    def excuse(self, seconds: float) -> None:
+        """Leave `seconds` out of the call's latency, because they were not the call's."""
+        self._began += seconds
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the call; `error` is what it raised. Only who did not use ``async with`` calls this. Twice is once."""
+        if self._over():
+            outcome = self._outcome or outcome_of(error)
+            self._adaptive.controller.leave(outcome, self._adaptive._clock.now() - self._began)
+
+    def _begin(self) -> None:
+        self._used = self._held = True
+        self._began = self._adaptive._clock.now()
+
+    def _over(self) -> bool:
+        """Tell whether it was held until now; a loop and a thread may both want to end it."""
+        with _ending:
+            held, self._held = self._held, False
+        return held
 
     async def __aenter__(self) -> Slot:
         if self._used:
             raise InvalidLimit("a slot is for one call: ask adaptive.slot() for another")
         self._used = True
         await self._adaptive._enter()
-        self._held = True
-        self._began = self._adaptive._clock.now()
+        self._begin()
         return self
 
     async def __aexit__(
@@ -209,11 +245,7 @@ class Slot:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._held:
-            return
-        self._held = False
-        outcome = self._outcome or outcome_of(error)
-        self._adaptive.controller.leave(outcome, self._adaptive._clock.now() - self._began)
+        self.close(error)
 
 
 def outcome_of(error: BaseException | None) -> Outcome:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -167,6 +168,7 @@ def _until(text: str, base: float) -> float | None:
         return None
 
 
+@lru_cache(maxsize=16)
 def _http_date(text: str) -> float | None:
     from datetime import UTC
     from email.utils import parsedate_to_datetime

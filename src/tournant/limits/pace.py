@@ -15,6 +15,8 @@ PAST = 1.05
 FAST = 0.1
 CREEP = 0.002
 PROBE = 0.03
+HASTE = 0.1
+_LONGEST = 30.0
 _LEAST_SHARE = 0.01
 
 
@@ -22,8 +24,8 @@ class Pace:
     """A rate per second that follows what the provider allows.
 
     Below `NEAR` of what the provider allowed when it last refused, the rate grows by `FAST` of it a second; from there to
-    `PAST` by `CREEP`; beyond that the memory is stale, and it grows by `PROBE`. Where nothing was learned it grows by `FAST`
-    of the goal. It never passes the goal.
+    `PAST` by `CREEP`; beyond that the memory is stale, and it grows by `PROBE`, and by `HASTE` of how far beyond it is. Where
+    nothing was learned it grows by `FAST` of the goal. It never passes the goal.
 
     Args:
         rate: Per second, to begin with.
@@ -94,7 +96,11 @@ class Pace:
             elif self.rate < PAST * ceiling:
                 speed, edge = self._creep * ceiling, PAST * ceiling
             else:
-                speed, edge = PROBE * ceiling, self.goal
+                beyond = PAST * ceiling
+                lead = PROBE * ceiling / HASTE
+                grown = (self.rate - beyond + lead) * math.exp(HASTE * min(seconds, _LONGEST))
+                self.rate = min(self.goal, beyond + grown - lead)
+                return
             edge = min(edge, self.goal)
             if speed * seconds < edge - self.rate:
                 self.rate += speed * seconds

@@ -158,7 +158,7 @@ class RateLimit:
         """Judge a reply or exception; when it is a throttle, act on it as `throttled` does. Return whether it is."""
         found = find_throttle(outcome, self.is_throttle, self.clock.wall())
         if found is not None:
-            self._shared.throttled(None, found.retry_after, None)
+            self._shared.throttled(None, found.retry_after, found.of)
         return found is not None
 
     def snapshot(self) -> LimitSnapshot:
@@ -178,12 +178,17 @@ class Reservation(Ticket):
         granted_at: When it passed, on the limit's clock.
     """
 
-    __slots__ = ("_limit", "_used")
+    __slots__ = ("_limit", "_spent", "_used")
 
     def __init__(self, limit: RateLimit, tokens: float) -> None:
         super().__init__(_tokens(tokens, "reserve"))
         self._limit = limit
+        self._spent = 0.0
         self._used = False
+
+    def belongs_to(self, limit: RateLimit) -> bool:
+        """Tell whether `limit` counts this call, be it by the same key."""
+        return self._limit._shared is limit._shared
 
     async def __aenter__(self) -> Reservation:
         if self._used:
@@ -202,9 +207,11 @@ class Reservation(Ticket):
 
     def close(self, error: BaseException | None = None) -> None:
         """End the call; `error` is what it raised. Only who did not use ``async with`` calls this. Twice is once."""
-        if self.held and isinstance(error, Exception):
-            self.check(error)
-        self._limit._shared.close(self, passed=error is None)
+        try:
+            if self.held and not self.refused and isinstance(error, Exception):
+                self.check(error)
+        finally:
+            self._limit._shared.close(self, passed=error is None)
 
     def settle(self, tokens: float) -> None:
         """Charge what the call really used in place of the estimate: the difference is given back, or owed.
@@ -215,6 +222,22 @@ class Reservation(Ticket):
             InvalidLimit: when `tokens` is no finite number, 0 or more.
         """
         self._limit._shared.settle(self, _tokens(tokens, "settle"))
+
+    def spend(self, tokens: float) -> None:
+        """Charge what one of several requests used, for a call that makes more than one: figures add up.
+
+        The first takes the place of the estimate.
+
+        Raises:
+            InvalidLimit: when `tokens` is no finite number, 0 or more.
+        """
+        self._spent += _tokens(tokens, "spend")
+        self._limit._shared.settle(self, self._spent)
+
+    @property
+    def spent(self) -> float:
+        """Tokens that `spend` has added up."""
+        return self._spent
 
     def release(self) -> None:
         """Give everything back, because the call never left (a cache answered, the connection was refused)."""
@@ -237,7 +260,7 @@ class Reservation(Ticket):
         limit = self._limit
         found = find_throttle(outcome, limit.is_throttle, limit.clock.wall())
         if found is not None:
-            self.throttled(found.retry_after)
+            limit._shared.throttled(self, _seconds(found.retry_after), found.of)
         return found is not None
 
 

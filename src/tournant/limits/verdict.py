@@ -6,10 +6,12 @@ imports none of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tournant.errors import note
 from tournant.limits.headers import Headers, read_headers
 
 Predicate = Callable[[Any], bool | float | None]
@@ -25,9 +27,11 @@ class Throttle:
 
     Attributes:
         retry_after: Seconds to wait as the provider says, or ``None`` where it does not.
+        of: Which limit was hit, ``"requests"`` or ``"tokens"``, as an attribute ``of`` says; ``None`` where nothing does.
     """
 
     retry_after: float | None = None
+    of: str | None = None
 
 
 def find_throttle(outcome: object, predicate: Predicate | None, wall: float) -> Throttle | None:
@@ -39,15 +43,23 @@ def find_throttle(outcome: object, predicate: Predicate | None, wall: float) -> 
         wall: Seconds since 1970, to measure a date in ``Retry-After`` against.
     """
     if predicate is not None:
-        verdict = predicate(outcome)
+        try:
+            verdict = predicate(outcome)
+        except Exception as error:
+            note(
+                error,
+                "raised by the predicate RateLimit(is_throttle=...), which has to bear results and exceptions",
+            )
+            raise
         if verdict is False:
             return None
         if verdict is not None and verdict is not True:
             return Throttle(max(0.0, float(verdict)))
         if verdict is True:
-            return Throttle(_retry_after(outcome, wall))
-    if status_of(outcome) in TOO_MANY:
-        return Throttle(_retry_after(outcome, wall))
+            return Throttle(retry_after_of(outcome, wall))
+    if status_of(outcome) in TOO_MANY and getattr(outcome, "transient", True) is not False:
+        of = getattr(outcome, "of", None)
+        return Throttle(retry_after_of(outcome, wall), of if of in ("requests", "tokens") else None)
     return None
 
 
@@ -70,9 +82,15 @@ def headers_of(outcome: object) -> Headers | None:
     return None
 
 
-def _retry_after(outcome: object, wall: float) -> float | None:
+def retry_after_of(outcome: object, wall: float) -> float | None:
+    """Return the seconds after which to come back, from an attribute ``retry_after`` or from headers, or ``None``.
+
+    Args:
+        outcome: A reply or an exception.
+        wall: Seconds since 1970, to measure a date in ``Retry-After`` against.
+    """
     stated = getattr(outcome, "retry_after", None)
-    if isinstance(stated, (int, float)) and not isinstance(stated, bool) and stated >= 0:
+    if isinstance(stated, (int, float)) and not isinstance(stated, bool) and 0 <= stated < math.inf:
         return float(stated)
     headers = headers_of(outcome)
     return None if headers is None else read_headers(headers, wall).retry_after

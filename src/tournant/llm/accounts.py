@@ -25,11 +25,12 @@ class Account:
         body: The request's body, to estimate its tokens.
     """
 
-    __slots__ = ("_own", "_stage")
+    __slots__ = ("_charged", "_own", "_stage")
 
     def __init__(
         self, limit: RateLimit | None, concurrency: Adaptive | None, body: Mapping[str, Any]
     ) -> None:
+        self._charged = 0.0
         self._stage = current()
         self._own: Admission | None = None
         if limit is not None and self._stage is not None and _counts_in(self._stage, limit):
@@ -90,9 +91,11 @@ class Account:
             self.charge(usage.total_tokens)
 
     def charge(self, tokens: float) -> None:
-        """Charge this many tokens."""
+        """Charge this many tokens in all; a stream may say several times how many it is by then."""
+        more = max(0.0, tokens - self._charged)
+        self._charged += more
         for admission in self._all():
-            admission.settle(tokens)
+            admission.spend(more)
 
     def failed(self, error: LLMError, headers: Mapping[str, str] | None = None) -> None:
         """Take in that the call failed. A throttle is judged where the error passes through the limit."""
@@ -103,10 +106,13 @@ class Account:
         for admission in self._all():
             if headers is not None:
                 admission.observe(headers)
-            if never_left and admission.reservation is not None:
-                admission.reservation.release()
-            elif refused and not isinstance(error, RateLimited):
-                admission.settle(0)  # a request that is refused costs no tokens
+            reservation = admission.reservation
+            if reservation is None:
+                continue
+            if never_left and not reservation.spent:
+                reservation.release()
+            elif never_left or (refused and not isinstance(error, RateLimited)):
+                admission.spend(0)  # a request that never left or is refused costs no tokens
 
     def _all(self) -> list[Admission]:
         both = [self._own, self._stage]
@@ -115,4 +121,4 @@ class Account:
 
 def _counts_in(admission: Admission, limit: RateLimit) -> bool:
     reservation = admission.reservation
-    return reservation is not None and reservation._limit._shared is limit._shared
+    return reservation is not None and reservation.belongs_to(limit)
