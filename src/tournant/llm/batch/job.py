@@ -1,0 +1,257 @@
+"""A batch: requests streamed from a file, one stage that asks, one that writes. An ordinary pipeline.
+
+The file of results is the ledger. What has its answer there is not asked again, so a batch that was stopped, in whatever way, is
+gone on with by running it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from operator import attrgetter
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import tournant as tn
+from tournant.llm.batch.asking import Asker
+from tournant.llm.batch.digests import DigestSet
+from tournant.llm.batch.errors import BatchStopped, InputRefused, InvalidBatch, ResultsRefused
+from tournant.llm.batch.health import Health, unreachable
+from tournant.llm.batch.options import BatchOptions, client_of, form_of, limits_of
+from tournant.llm.batch.outcome import BatchOutcome, Tally
+from tournant.llm.batch.progress import BatchSnapshot
+from tournant.llm.batch.results import Kept, ResultsFile
+from tournant.llm.batch.source import Checked, InputFile, Unanswered
+from tournant.llm.batch.writer import ResultsWriter, Written
+from tournant.llm.errors import LLMError, MissingExtra
+
+if TYPE_CHECKING:
+    from tournant.llm.client import Client
+
+#: Seconds that calls which are under way get when the batch is given up; their answers are paid for.
+_GRACE = 10.0
+_RETRY = tn.Retry(attempts=1_000_000, delay=1.0, max_delay=30.0, on=LLMError)
+
+
+class BatchRun:
+    """A batch that is running: what ``on_start`` receives. Its methods may be called from any thread."""
+
+    def __init__(self, batch: _Batch, watched: tn.Watched) -> None:
+        self._batch = batch
+        self._watched = watched
+        self._loop = asyncio.get_running_loop()
+
+    def snapshot(self) -> BatchSnapshot:
+        """Return the batch as it stands."""
+        return self._batch.snapshot(self._watched)
+
+    def drain(self) -> None:
+        """Ask nothing more, and wait for what is under way."""
+        self._watched.drain()
+        self._on_loop(self._batch.drained)
+
+    def cancel(self) -> None:
+        """Give up what is under way."""
+        self._watched.cancel()
+
+    def _on_loop(self, callback: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the run has ended
+            self._loop.call_soon_threadsafe(callback)
+
+
+def run_batch(
+    options: BatchOptions, on_start: Callable[[BatchRun], None] | None = None
+) -> BatchOutcome:
+    """Ask what has no answer yet, and append the answers to the file of results as they come.
+
+    Args:
+        options: What, of whom, and how.
+        on_start: Called with the run once it is under way, to watch, drain or cancel it.
+
+    Raises:
+        InvalidBatch: an option can't be as it was given.
+        InputRefused: the file of requests can't be used. Nothing was sent, unless it was changed meanwhile.
+        ResultsRefused: the file of results can't be used, or the disk became full; a rerun goes on from there.
+        BatchStopped: the key is refused, the quota is used up or the provider is gone; a rerun goes on from there.
+        MissingExtra: a package is not installed.
+    """
+    for package in ("aiohttp", "msgspec"):
+        if find_spec(package) is None:
+            raise MissingExtra("a batch", package, "llm")
+    form, client = form_of(options), client_of(options)
+    limits_of(options)  # refused now, if they have to be
+    began = monotonic()
+    with (
+        closing(InputFile(options.input, form)) as file,
+        closing(ResultsFile(options.output)) as results,
+    ):
+        if os.path.samestat(file.status, os.fstat(results.descriptor)):
+            raise InvalidBatch(
+                "the file of results is the file of requests: give the results a file of their own"
+            )
+        checked = file.check()
+        kept = results.read(checked.ids, retry_refused=options.retry_refused)
+        checked.ids = DigestSet()  # millions of them are worth to be given back
+        batch = _Batch(options, client, checked, kept)
+        report = batch.run(file, results, on_start) if batch.todo else None
+    return batch.outcome(report, monotonic() - began)
+
+
+class _Batch:
+    """One run over what has no answer."""
+
+    def __init__(self, options: BatchOptions, client: Client, checked: Checked, kept: Kept) -> None:
+        self.limit, self.adaptive = limits_of(options)
+        self.health = Health(options.patience)
+        self.tally = Tally(options.price)
+        self.client = client
+        self.retries = options.retries
+        self.checked = checked
+        self.kept = kept
+        self.todo = checked.requests - kept.answered - kept.refused
+        self.fatal: LLMError | None = None
+        self._watched: tn.Watched | None = None
+
+    def run(
+        self,
+        file: InputFile,
+        results: ResultsFile,
+        on_start: Callable[[BatchRun], None] | None,
+    ) -> tn.Report:
+        def started(watched: tn.Watched) -> None:
+            self._watched = watched
+            if on_start is not None:
+                on_start(BatchRun(self, watched))
+
+        writer = ResultsWriter(results)
+        try:
+            source = Unanswered(file, self.kept.settled, self.todo)
+            report = self.pipeline(source, writer).run(on_start=started)
+        except (tn.PipelineFailed, tn.SourceFailed) as failed:
+            raise _cause_of(failed, writer) from failed
+        finally:
+            writer.end()
+        if writer.error is not None:
+            raise writer.error
+        if self.fatal is not None:
+            raise self._stopped(self.fatal) from self.fatal
+        return report
+
+    def pipeline(self, source: Unanswered, writer: ResultsWriter) -> tn.Pipeline:
+        """Describe the batch."""
+        asker = Asker(
+            self.client, self.retries, self.health, self.tally, writer.put, self.give_up, self.idle
+        )
+
+        async def write(written: Written | None) -> None:
+            if written is not None:
+                await writer.wait(written)
+
+        most = self.adaptive.max
+        return (
+            tn.Pipeline(source, key=attrgetter("custom_id"))
+            .map(
+                asker.ask,
+                limit=self.limit,
+                concurrency=self.adaptive,
+                cost=attrgetter("tokens"),
+                retry=_RETRY,
+                name="ask",
+            )
+            .for_each(write, concurrency=most, name="write")
+        )
+
+    # Stopping. On the loop.
+
+    def give_up(self, error: LLMError) -> None:
+        """Send nothing more; let what is under way end, but not for long."""
+        if self.fatal is not None:
+            return
+        self.fatal = error
+        assert self._watched is not None
+        self._watched.drain()
+        asyncio.get_running_loop().call_later(_GRACE, self._watched.cancel)
+        self._stop()
+
+    def drained(self) -> None:
+        """Take in that nothing more is to be asked."""
+        if self.health.down:
+            self._stop()  # what waits for the provider was not sent, so it is not under way
+
+    def idle(self) -> None:
+        """Drop what waits for another attempt: nothing is under way any more."""
+        assert self._watched is not None
+        # Soon, not now: the last answer is still to be put down.
+        asyncio.get_running_loop().call_soon(self._watched.cancel)
+
+    def _stop(self) -> None:
+        self.health.stop()
+        if not self.tally.in_flight:
+            self.idle()
+
+    def _stopped(self, error: LLMError) -> BatchStopped:
+        answered = self.kept.answered + self.tally.answered
+        said = str(error).rstrip(".")
+        if unreachable(error):
+            said = f"the provider could not be reached for {self.health.down_for():.0f} s: {said}"
+        return BatchStopped(
+            f"{said}. The batch was stopped with {answered:,} of {self.checked.requests:,} requests answered; "
+            "mend that and run it again to go on"
+        )
+
+    # What is told
+
+    def snapshot(self, watched: tn.Watched) -> BatchSnapshot:
+        """Return the batch as it stands. From any thread."""
+        tally, health = self.tally, self.health
+        trouble = ""
+        if health.down:
+            kind = health.error.kind.replace("_", " ") if health.error is not None else "down"
+            trouble = (
+                f"the provider does not answer ({kind}, {health.down_for():.0f} s); waiting for it"
+            )
+        return BatchSnapshot(
+            # To the pipeline a failure is a result like an answer.
+            run=replace(
+                watched.snapshot(), done=tally.answered, failed=tally.failed.total(), stages=()
+            ),
+            in_flight=tally.in_flight,
+            tokens=tally.tokens,
+            cost=tally.cost,
+            limits=f"{self.limit.snapshot()}; {self.adaptive.snapshot()}",
+            trouble=trouble,
+        )
+
+    def outcome(self, report: tn.Report | None, seconds: float) -> BatchOutcome:
+        tally, kept, checked = self.tally, self.kept, self.checked
+        return BatchOutcome(
+            requests=checked.requests,
+            answered=tally.answered,
+            answered_before=kept.answered,
+            failed=dict(tally.failed.most_common()),
+            examples=dict(tally.examples),
+            refused_before=kept.refused,
+            unfinished=self.todo - tally.answered - tally.failed.total(),
+            bad=tuple(checked.bad),
+            bad_count=checked.bad_count,
+            prompt_tokens=tally.prompt_tokens,
+            completion_tokens=tally.completion_tokens,
+            cost=tally.cost,
+            attempts=tally.attempts,
+            seconds=seconds,
+            report=report,
+        )
+
+
+def _cause_of(failed: tn.PipelineFailed | tn.SourceFailed, writer: ResultsWriter) -> Exception:
+    """Find what stopped the run: a file that can't be read or written; anything else is a bug, and is raised as it is."""
+    if writer.error is not None:
+        return writer.error
+    if isinstance(failed, tn.SourceFailed):
+        return failed.__cause__ if isinstance(failed.__cause__, InputRefused) else failed
+    found = failed.subgroup(ResultsRefused)
+    return found.exceptions[0] if found is not None else failed
