@@ -23,6 +23,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     max_file_size: int | None = None
     memory_limit: int | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Outcome:
     chunks: int = 40
     removed: int = 1
     rejected: tuple[tuple[str, str], ...] = ()
+    cached: int = 0
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {"chunks": self.chunks, "rejected": [list(pair) for pair in self.rejected]}
@@ -88,6 +91,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Job:
         run_ingest=stand_in.run_ingest,
         search=stand_in.search,
         status=stand_in.status,
+        default_cache=lambda: "the default",
     )
     monkeypatch.setitem(sys.modules, "tournant.ingest.job", module)
     return stand_in

@@ -41,7 +41,20 @@ def test_options_reach_the_job_and_the_others_are_left_to_it(job: Any) -> None:
         "exclude": (".git",),
         "max_file_size": 10_000_000,
         "memory_limit": 2**30,
+        "cache": None,
     }
+
+
+def test_a_cache_is_the_one_that_is_named_or_the_users(
+    job: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.outcome = type(job.outcome)(cached=15, warnings=("the cache is cold",))
+    for argv, cache in (([], None), (["--cache"], "the default"), (["--cache=c"], "c"), (["--cache", "c"], "c")):  # fmt: skip
+        assert main([*INGEST, *argv]) == 0
+        assert job.options.cache == cache
+        said = capsys.readouterr()
+        assert ("40 chunks (15 from the cache)" in said.out) == (cache is not None)
+        assert "warning: the cache is cold\n" in said.err
 
 
 def test_the_outcome_goes_to_standard_output_and_the_progress_to_standard_error(

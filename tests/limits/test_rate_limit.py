@@ -350,3 +350,28 @@ def test_a_reservation_is_for_one_call(clock: VirtualClock) -> None:
 def test_a_wait_that_is_none_is_refused(seconds: object) -> None:
     with pytest.raises(InvalidLimit, match="give seconds"):
         RateLimit().throttled(seconds)  # type: ignore[arg-type]
+
+
+def test_refusals_in_a_row_make_it_wait_longer_and_not_go_slower():
+    """A minute that is used up already says nothing about the rate."""
+    clock = VirtualClock()
+
+    async def main():
+        limit = RateLimit(requests="600/min", clock=clock)
+        rates = []
+        for _ in range(10):
+            async with limit.reserve() as call:
+                call.throttled()
+            rates.append(limit.snapshot().requests.rate)
+        waited = clock.now()
+        async with limit.reserve():
+            pass
+        async with limit.reserve() as call:
+            call.throttled()
+        return rates, waited, limit.snapshot().requests.rate
+
+    rates, waited, after = clock.run(main())
+    assert rates[0] == pytest.approx(420)
+    assert rates[-1] >= rates[0]
+    assert waited > 60
+    assert after < rates[-1]

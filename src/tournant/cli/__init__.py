@@ -2,7 +2,7 @@
 
 Nothing heavy is imported before a command runs, so that ``tournant --help`` answers at once.
 
-Exit codes: 0 all went in; 1 the run failed; 2 wrong usage; 3 some inputs were skipped, each with its
+Exit codes: 0 all went in; 1 the run failed; 2 wrong usage; 3 some inputs were skipped or failed, each with its
 reason; 130 interrupted; 141 whoever read the output left early.
 """
 
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from tournant._version import __version__
-from tournant.cli import ingest, search, status
+from tournant.cli import batch, ingest, mock_llm, search, status
 from tournant.cli.text import Exit, ReaderLeft, error_lines, finish, put
 from tournant.errors import TournantError
 
@@ -35,13 +35,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tournant",
         description="Pipelines for AI work that wait and think at the same time.",
-        epilog="exit codes: 0 all went in, 1 failed, 2 wrong usage, 3 some files were skipped, "
+        epilog="exit codes: 0 all went in, 1 failed, 2 wrong usage, 3 some inputs failed, "
         "130 interrupted",
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"tournant {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (ingest, search, status):
+    for command in (ingest, search, status, batch, mock_llm):
         command.add_to(commands, common)
     return parser
 

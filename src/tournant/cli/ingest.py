@@ -77,6 +77,14 @@ def add_to(
         help="the most memory for what is between the stages (512MiB)",
     )
     parser.add_argument(
+        "--cache",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="look up the vectors of texts that were embedded before, for this index or another, and keep new ones "
+        "(without FILE: ~/.cache/tournant/embeddings.sqlite); write it behind the paths, or as --cache=FILE",
+    )
+    parser.add_argument(
         "--quiet", action="store_true", help="no progress and no summary, only what went wrong"
     )
     parser.add_argument(
@@ -102,13 +110,16 @@ def run(args: argparse.Namespace) -> int:
         StopOnSignals(display.say) as stop,
     ):
         # Here, so that the display is already there while heavy packages load.
-        from tournant.ingest.job import IngestOptions, run_ingest
+        from tournant.ingest.job import IngestOptions, default_cache, run_ingest
 
         def started(handle: Watched) -> None:
             running.append(handle)
             stop.attach(handle)
 
-        options = IngestOptions(paths=tuple(args.paths), index=args.index, **_given(args))
+        given = _given(args)
+        if args.cache is not None:
+            given["cache"] = args.cache or default_cache()
+        options = IngestOptions(paths=tuple(args.paths), index=args.index, **given)
         try:
             outcome = run_ingest(options, on_start=started)
         except TournantError as error:
@@ -119,7 +130,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         put_json(sys.stdout, {**outcome.as_dict(), "interrupted": stop.interrupted})
     else:
-        _tell(outcome, quiet=args.quiet, interrupted=stop.interrupted)
+        _tell(
+            outcome,
+            quiet=args.quiet,
+            interrupted=stop.interrupted,
+            cached=args.cache is not None,
+        )
     if stop.interrupted:
         return Exit.INTERRUPTED
     return Exit.SOME_SKIPPED if outcome.rejected else Exit.OK
@@ -139,9 +155,11 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _tell(outcome: IngestOutcome, *, quiet: bool, interrupted: bool) -> None:
+def _tell(outcome: IngestOutcome, *, quiet: bool, interrupted: bool, cached: bool) -> None:
     """Say how it went: the counts to standard output, what went wrong to standard error."""
     report = outcome.report
+    for warning in outcome.warnings:
+        put(sys.stderr, f"warning: {warning}")
     if outcome.rejected:
         put(sys.stderr, f"{counted(len(outcome.rejected), 'file')} skipped:")
         for source, reason in outcome.rejected[:_LISTED]:
@@ -154,7 +172,10 @@ def _tell(outcome: IngestOutcome, *, quiet: bool, interrupted: bool) -> None:
     if quiet:
         return
     words = [f"{counted(report.done, 'document')} in {report.duration:.1f} s"]
-    words.append(counted(outcome.chunks, "chunk"))
+    chunks = counted(outcome.chunks, "chunk")
+    if cached:
+        chunks += f" ({outcome.cached:,} from the cache)"
+    words.append(chunks)
     if report.skipped:
         words.append(f"{report.skipped:,} unchanged")
     if outcome.removed:

@@ -93,6 +93,7 @@ class EmbeddedDocument:
     Attributes:
         chunks: the document cut into chunks.
         vectors: float32, shape ``(len(chunks), dimensions)``.
+        cached: how many of the vectors came from a cache.
 
     Raises:
         ValueError: when there are not as many vectors as chunks.
@@ -100,6 +101,7 @@ class EmbeddedDocument:
 
     chunks: ChunkedDocument
     vectors: NDArray[np.float32]
+    cached: int = 0
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.vectors.shape[0] != len(self.chunks):

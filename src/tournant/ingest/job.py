@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -20,6 +20,7 @@ from tournant.ingest import stages
 from tournant.ingest.choosing import PathSet, matcher, on_the_way, places
 from tournant.ingest.chunkers import ChunkSettings
 from tournant.ingest.embedders import embedder as make_embedder
+from tournant.ingest.embedders.cached import default_cache, notes_of_cache, open_cache
 from tournant.ingest.errors import (
     EmbedderUnavailable,
     IndexMissing,
@@ -39,7 +40,16 @@ from tournant.ledger import Entry
 if TYPE_CHECKING:
     from tournant.ledger import RunRecord
 
-__all__ = ["Hit", "IndexStatus", "IngestOptions", "IngestOutcome", "run_ingest", "search", "status"]
+__all__ = [
+    "Hit",
+    "IndexStatus",
+    "IngestOptions",
+    "IngestOutcome",
+    "default_cache",
+    "run_ingest",
+    "search",
+    "status",
+]
 
 #: Of what the readers and chunkers make of a file; another version reads every file again.
 VERSION = "1"
@@ -69,6 +79,8 @@ class IngestOptions:
         exclude: globs of files and folders that are left out.
         max_file_size: bytes; larger files are skipped and listed.
         memory_limit: bytes that documents between the stages may take together. Default 256 MiB.
+        cache: a file in which vectors are looked up and kept, for this index and others; made where there is none.
+            `default_cache` names one for the user. Default: none.
     """
 
     paths: tuple[str, ...]
@@ -80,6 +92,7 @@ class IngestOptions:
     exclude: tuple[str, ...] = ()
     max_file_size: int = MAX_BYTES
     memory_limit: int = _MEMORY
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't work."""
@@ -97,8 +110,10 @@ class IngestOutcome:
         report: the run's report.
         chunks: chunks written.
         reused: chunks of changed documents whose vectors were kept.
+        cached: chunks whose vectors came from the cache.
         removed: documents taken out because their files are gone.
         rejected: (source, reason) of every file that did not get in.
+        warnings: what was wrong with the cache, so that it was of less use than it could be.
     """
 
     report: tn.Report
@@ -106,6 +121,8 @@ class IngestOutcome:
     reused: int
     removed: int
     rejected: tuple[tuple[str, str], ...]
+    cached: int = 0
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -116,8 +133,10 @@ class IngestOutcome:
             "unchanged": self.report.skipped,
             "chunks": self.chunks,
             "reused": self.reused,
+            "cached": self.cached,
             "removed": self.removed,
             "rejected": [{"source": source, "reason": reason} for source, reason in self.rejected],
+            "warnings": list(self.warnings),
             "seconds": self.report.duration,
             "report": report,
         }
@@ -174,6 +193,7 @@ def run_ingest(
         InvalidOption: an option can't be as it was given.
         MissingExtra: a package that every ingest needs is not installed.
         EmbedderUnavailable: the embedder's files are missing or damaged.
+        CacheError: what lies at the cache's path is no cache, or none can be made there.
         IndexMismatch: the index was built with another embedder or other chunks.
         IndexBusy: another ingest writes to it.
         IndexWriteFailed: the disk is full or refuses; a rerun completes.
@@ -182,16 +202,26 @@ def run_ingest(
     chunking = ChunkSettings(options.chunk_size, options.chunk_overlap)
     model = make_embedder(options.embedder)
     settings = IndexSettings(model.name, model.dimensions, chunking.name)
-    with LanceIndex.open(options.index, settings, write=True) as index:
-        _remember(index.directory, options.embedder)
-        return _Ingest(options, chunking, index).run(on_start)
+    with notes_of_cache() as notes:
+        cache = None if options.cache is None else open_cache(options.cache)
+        with LanceIndex.open(options.index, settings, write=True) as index:
+            _remember(index.directory, options.embedder)
+            outcome = _Ingest(options, chunking, index, cache).run(on_start)
+    return replace(outcome, warnings=tuple(notes))
 
 
 class _Ingest:
     """One ingest into an open index."""
 
-    def __init__(self, options: IngestOptions, chunking: ChunkSettings, index: LanceIndex) -> None:
+    def __init__(
+        self,
+        options: IngestOptions,
+        chunking: ChunkSettings,
+        index: LanceIndex,
+        cache: str | None = None,
+    ) -> None:
         self.options = options
+        self.cache = cache
         self.chunking = chunking
         self.index = index
         self.ledger = tn.Ledger(os.path.join(index.directory, _LEDGER))
@@ -227,7 +257,12 @@ class _Ingest:
         rejected = [(problem.path, problem.reason) for problem in self.problems]
         rejected += [(str(failure.key), reason_of(failure.error)) for failure in report.failures]
         return IngestOutcome(
-            report, self.writer.chunks, self.recall.reused, removed, tuple(rejected)
+            report,
+            self.writer.chunks,
+            self.recall.reused,
+            removed,
+            tuple(rejected),
+            self.writer.cached,
         )
 
     def cause_of(self, failed: tn.PipelineFailed) -> Exception:
@@ -266,7 +301,16 @@ class _Ingest:
                 self.recall, size=_RECALL_DOCUMENTS, max_wait=0.02, blocking=True, on="threads", concurrency=2,
                 on_error="stop", name=_RECALL,
             )  # fmt: skip
-        if self.known or options.embedder != "static":
+        if self.cache is not None:
+            settings = self.index.settings
+            cached = partial(
+                stages.make_cached_embedder, options.embedder, settings.embedder, settings.dimensions, self.cache
+            )  # fmt: skip
+            pipeline = pipeline.map_batches(
+                stages.embed_cached, size=_EMBED_DOCUMENTS, on="processes", name="embed",
+                state=tn.PerWorker(cached, close=stages.close_cached),
+            )  # fmt: skip
+        elif self.known or options.embedder != "static":
             pipeline = pipeline.map_batches(
                 stages.embed_all, size=_EMBED_DOCUMENTS, on="processes", state=model, name="embed"
             )

@@ -7,7 +7,7 @@ else. Recalling old vectors and writing run in the process that holds the index.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tournant.ingest.chunkers import ChunkSettings, SemanticChunker
     from tournant.ingest.documents import Document
     from tournant.ingest.embedders.base import Embedder
+    from tournant.ingest.embedders.cached import CachedEmbedder
     from tournant.ingest.indexes.base import Index
     from tournant.ingest.walk import FoundFile
 
@@ -72,9 +73,34 @@ def make_embedder(spec: str) -> Embedder:
     return made
 
 
+def make_cached_embedder(spec: str, name: str, dimensions: int, path: str) -> CachedEmbedder:
+    """Build a worker's embedder with the cache at `path` before it; the model loads when a text is not in there."""
+    from tournant.ingest.embedders.cached import CachedEmbedder
+
+    return CachedEmbedder(partial(make_embedder, spec), name, dimensions, path)
+
+
+def close_cached(embedder: CachedEmbedder) -> None:
+    """Close a worker's cache."""
+    embedder.close()
+
+
 def embed(document: ChunkedDocument, embedder: Embedder) -> EmbeddedDocument:
     """Embed one document."""
     return EmbeddedDocument(document, embedder.embed(document.texts))
+
+
+def embed_cached(
+    documents: Sequence[ChunkedDocument | Recalled], embedder: CachedEmbedder
+) -> list[EmbeddedDocument]:
+    """Do as `embed_all`, and note of each document how many of its vectors came from the cache."""
+    embedded, row = [], 0
+    for asked, document in zip(documents, embed_all(documents, embedder), strict=True):
+        fresh = len(asked) - (len(asked.rows) if isinstance(asked, Recalled) else 0)
+        cached = sum(embedder.known[row : row + fresh])
+        row += fresh
+        embedded.append(replace(document, cached=cached))
+    return embedded
 
 
 def embed_all(
@@ -157,16 +183,19 @@ class Writer:
 
     Attributes:
         chunks: chunks written.
+        cached: how many of them had their vectors from a cache.
     """
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self.chunks = 0
+        self.cached = 0
 
     def __call__(self, documents: list[EmbeddedDocument]) -> None:
         """Replace the documents in the index, in one commit."""
         self._index.replace(documents)
         self.chunks += sum(len(document.chunks) for document in documents)
+        self.cached += sum(document.cached for document in documents)
 
 
 class Preload:

@@ -139,7 +139,10 @@ class SharedLimit:
             self.requests.refused += 1
             if not same:
                 self._in_a_row += 1
-                self._step_down(left_at, marks, of, now)
+                if self._in_a_row == 1 or ticket is None:
+                    # Refused again before anything passed, it is not the rate: a minute that others have used up,
+                    # or that is not over. Then to wait longer is right, and to go slower afterwards is not.
+                    self._step_down(left_at, marks, of, now)
                 self._stepped_at = now
                 if retry_after is None:
                     retry_after = _FIRST_FREEZE * 2.0 ** min(self._in_a_row - 1, 16)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         StreamFailed,
         StreamTruncated,
     )
-    from tournant.llm.local import Local, local
+    from tournant.llm.gguf import Local, LocalMissing, ModelFailed, ModelUnusable, local
     from tournant.llm.model import Chunk, ChunkStream, Messages, Model, Reply, Usage
     from tournant.llm.stream import Stream
     from tournant.llm.timeouts import Timeouts
@@ -41,7 +41,7 @@ _HOMES = {
         "LLMError", "LLMTimeout", "MissingExtra", "NotFound", "Overloaded", "ProviderFailed", "QuotaExhausted", "RateLimited",
         "StreamFailed", "StreamTruncated", "TRANSIENT",
     ),
-    "tournant.llm.local": ("Local", "local"),
+    "tournant.llm.gguf": ("Local", "LocalMissing", "ModelFailed", "ModelUnusable", "local"),
     "tournant.llm.model": ("Chunk", "ChunkStream", "Messages", "Model", "Reply", "Usage"),
     "tournant.llm.stream": ("Stream",),
     "tournant.llm.timeouts": ("Timeouts",),
@@ -62,9 +62,12 @@ __all__ = [
     "LLMError",
     "LLMTimeout",
     "Local",
+    "LocalMissing",
     "Messages",
     "MissingExtra",
     "Model",
+    "ModelFailed",
+    "ModelUnusable",
     "NotFound",
     "Overloaded",
     "ProviderFailed",
