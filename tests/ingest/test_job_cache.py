@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import job_samples as samples
@@ -113,9 +114,12 @@ def test_what_is_no_cache_ends_the_run_before_it_begins(docs: Path, tmp_path: Pa
 
 
 def test_a_damaged_cache_is_cold_and_loses_nothing(
-    docs: Path, fresh: Path, tmp_path: Path, cache: str
+    docs: Path, fresh: Path, tmp_path: Path, cache: str, until: Callable[..., bool]
 ) -> None:
     samples.ingest(docs, tmp_path / "one", cache=cache)
+    with closing(sqlite3.connect(cache)) as db:
+        # Everything is in the file that is about to be damaged, and nothing beside it.
+        assert until(lambda: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
     with open(cache, "r+b") as file:
         file.seek(4096)
         file.write(os.urandom(os.path.getsize(cache) - 4096))
