@@ -1,4 +1,4 @@
-"""`python -m benchmarks [engine|ingest|startup|cache|api] [--quick] [--only NAME] [--corpus DIR]`."""
+"""`python -m benchmarks [engine|ingest|startup|cache|api|serve] [--quick] [--only NAME] [--corpus DIR]`."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["all", "engine", "ingest", "startup", "cache", "api"],
+        choices=["all", "engine", "ingest", "startup", "cache", "api", "serve"],
         default="all",
     )
     parser.add_argument(
@@ -54,6 +54,10 @@ def main() -> int:
         from benchmarks import api
 
         code |= api.main(arguments.only if arguments.what == "api" else [], arguments.quick)
+    if arguments.what == "serve":
+        from benchmarks import serve
+
+        code |= serve.main(arguments.only, arguments.quick)
     if arguments.what == "ingest" or (arguments.what == "all" and arguments.corpus):
         from benchmarks import ingest
 

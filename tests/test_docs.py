@@ -147,6 +147,7 @@ def test_every_error_has_its_section() -> None:
         ("ingest.md", ["ingest", "search", "status"]),
         ("batch.md", ["batch"]),
         ("llm.md", ["mock-llm"]),
+        ("serve.md", ["serve"]),
     ],
 )
 def test_every_command_line_option_is_in_the_reference(
