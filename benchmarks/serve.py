@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks import harness, serve_load, serve_upstream
+from benchmarks import harness, serve_load, serve_memory, serve_upstream
 from benchmarks.harness import Result
 
 OURS = "tournant serve"
@@ -152,6 +153,7 @@ async def leave(name, times):
 def leaving(quick):
     """How soon the upstream is cut when a client leaves in the middle of its answer."""
     result = Result("serve leaving: from the client's leaving to the upstream's end", "ms")
+    result.skipped.update(missing())
     for name in contestants()[1:]:
         try:
             result.values[name] = asyncio.run(leave(name, 20 if quick else 100))
@@ -162,14 +164,21 @@ def leaving(quick):
     return int(max(result.values.get(OURS, [1e9])) > 100)
 
 
-def contestants():
-    names = ["direct", OURS, "starlette+aiohttp"]
-    with suppress(ImportError):
-        import fastapi  # noqa: F401
-        import httpx  # noqa: F401
+PACKAGES = {"starlette+aiohttp": ("starlette", "aiohttp"), "fastapi+httpx": ("fastapi", "httpx")}
 
-        names.append("fastapi+httpx")
-    return names
+
+def missing():
+    """Return the peers that can't run, and why."""
+    return {
+        name: f"{package} is not installed"
+        for name, packages in PACKAGES.items()
+        for package in packages
+        if find_spec(package) is None
+    }
+
+
+def contestants():
+    return ["direct", OURS, *(name for name in PACKAGES if name not in missing())]
 
 
 FIGURES = {
@@ -189,7 +198,7 @@ def main(only=(), quick=False, runs=3):
             continue
         streams = whole // 4 if quick else whole
         seen = {name: [] for name in contestants()}
-        skipped, busy = {}, []
+        skipped, busy = missing(), []
         for _ in range(runs):
             for name, all_seen in seen.items():
                 try:
@@ -221,6 +230,8 @@ def main(only=(), quick=False, runs=3):
             )
     if not only or "leaving" in only:
         code |= leaving(quick)
+    if not only or "abandoned" in only:
+        code |= serve_memory.abandoned(quick, process, gateway)
     return int(code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -221,3 +222,37 @@ def test_the_second_of_two_stages_of_one_name_keeps_its_limit():
         SHARED,
         3,
     )
+
+
+class _Pieces:
+    def __aiter__(self):
+        raise NotImplementedError
+
+
+def _pieces(x) -> _Pieces:
+    return _Pieces()
+
+
+def _iterated(x) -> AsyncIterator[int]:
+    raise NotImplementedError
+
+
+def _listed(x) -> list[int]:
+    return [x]
+
+
+def _elsewhere(x) -> NotImportedHere:  # noqa: F821
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("fn", "on"),
+    [(_pieces, "loop"), (_iterated, "loop"), (functools.partial(_pieces, 1), "loop"), (_listed, "threads"), (_elsewhere, "threads")],
+)  # fmt: skip
+def test_what_says_that_it_returns_an_async_iterator_runs_on_the_loop(fn, on):
+    assert tn.Pipeline([1]).flat_map(fn).stages[0].on == on
+    if on == "loop":
+        with pytest.raises(
+            InvalidPipeline, match="returns an async iterator, runs on the event loop"
+        ):
+            tn.Pipeline([1]).flat_map(fn, on="threads")

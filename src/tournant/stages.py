@@ -11,7 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 from tournant.errors import InvalidPipeline, short
 from tournant.policies import PerWorker, Retry
@@ -49,7 +49,7 @@ class Stage:
         name: unique in its pipeline; the callable's name unless given.
         fn: the callable; ``None`` for stages that only move items.
         on: where it runs.
-        is_async: the callable is a coroutine or async generator function.
+        is_async: the callable is a coroutine or async generator function, or a flat_map's that is annotated to return an async iterator.
         concurrency: calls at once, for loop stages and ``blocking`` thread stages; with `adaptive`, the most it may come to.
         adaptive: the concurrency that finds itself; ``None`` where it is a number.
         limit: the rate at which calls begin.
@@ -116,7 +116,11 @@ def calling_stage(
     where = f".{kind}({name or callable_name(fn) if callable(fn) else short(fn)})"
     if not callable(fn):
         raise InvalidPipeline(f"{where}: a stage needs a callable, got {type(fn).__name__}")
-    is_async = is_coroutine_callable(fn) or is_async_generator_callable(fn)
+    is_async = (
+        is_coroutine_callable(fn)
+        or is_async_generator_callable(fn)
+        or (kind == "flat_map" and returns_async_iterator(fn))
+    )
     if is_async_generator_callable(fn) and kind != "flat_map":
         raise InvalidPipeline(
             f"{where}: an async generator yields many results per item; use .flat_map() for it"
@@ -133,7 +137,8 @@ def calling_stage(
         )
     if is_async and on != "loop":
         raise InvalidPipeline(
-            f"{where}: on={on!r}, but an async def runs on the event loop; leave on out, or make it a plain def to run it in {on}"
+            f"{where}: on={on!r}, but an async def, or what returns an async iterator, runs on the event loop; leave on out, or make it "
+            f"a plain def to run it in {on}"
         )
     if blocking and on != "threads":
         raise InvalidPipeline(
@@ -307,6 +312,21 @@ def is_async_generator_callable(fn: Callable[..., Any]) -> bool:
         and not inspect.isclass(fn)
         and inspect.isasyncgenfunction(getattr(fn, "__call__", None))  # noqa: B004
     )
+
+
+def returns_async_iterator(fn: Callable[..., Any]) -> bool:
+    """Tell whether a plain callable says, by its annotation, that it returns an async iterator, as ``Client.stream`` does.
+
+    An annotation that is text is looked up by its first name in the callable's module, and never evaluated.
+    """
+    fn = unwrapped(fn)
+    if not inspect.isroutine(fn):
+        return False
+    kind = getattr(fn, "__annotations__", {}).get("return")
+    if isinstance(kind, str):
+        kind = getattr(fn, "__globals__", {}).get(kind.partition("[")[0].strip())
+    kind = get_origin(kind) or kind
+    return inspect.isclass(kind) and hasattr(kind, "__aiter__")
 
 
 def travels_by_reference(value: Any) -> bool:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ import pytest
 
 import tournant.llm.batch
 from tournant.cli import main, make_parser
-from tournant.llm.batch import BatchOptions, BatchOutcome, BatchSnapshot, BatchStopped
+from tournant.llm.batch import (
+    BatchOptions,
+    BatchOutcome,
+    BatchSnapshot,
+    BatchStopped,
+    InvalidBatch,
+)
 from tournant.llm.batch.progress import BatchDisplay, money, notes
 from tournant.llm.batch.requests import BadLine
 from tournant.llm.batch.summary import problems, totals
@@ -99,6 +105,10 @@ def test_options_reach_the_job_and_the_others_are_left_to_it(job: Job) -> None:
         [*BATCH, "--prompt", "{text}"],
         [*BATCH, "--system", "S"],
         ["batch", "in.csv", "-o", "out.jsonl"],
+        [*BATCH, "--base-url", ""],
+        [*BATCH, "--model", ""],
+        [*BATCH, "--model", "m", "--prompt", ""],
+        [*BATCH, "--api-key-env", ""],
         [*BATCH, "--api-key", "sk-canary"],
         [*BATCH, "--api-key=sk-canary"],
     ],
@@ -265,7 +275,8 @@ def test_the_summary_counts_failures_by_kind() -> None:
         "What the provider refuses is not asked again: mend these requests, and run with --retry-failed.",
     ]
     assert problems(BatchOutcome(1, 1)) == []
-    assert totals(outcome, interrupted=True) == (
+    assert totals(outcome, interrupted=True).endswith("12.3 s.")  # the signal came too late to stop
+    assert totals(replace(outcome, unfinished=7), interrupted=True) == (
         "800 of 1,000 requests answered, 200 of them before, 3 failed, 1,500 tokens, cost 0.2500, 12.3 s, "
         "stopped before the end; run it again to go on."
     )
@@ -277,7 +288,74 @@ def test_only_refusals_need_no_second_run() -> None:
     assert "--retry-failed" in said[-1]
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Client(base_url='ftp://x'): give an address", "--base-url 'ftp://x': give an address"),
+        ("allow more with Timeouts(total=...)", "allow more with --timeout"),
+        ("try again (retry=tn.Retry(on=llm.TRANSIENT))", "try again (--retries)"),
+        ("give api_key_env='NAME', the variable", "give --api-key-env NAME, the variable"),
+        ("check base_url and the model's name", "check --base-url and the model's name"),
+        ("base_url='': give a text", "--base-url='': give a text"),
+    ],
+)
+def test_messages_name_the_options_of_the_command_line(
+    job: Job, capsys: pytest.CaptureFixture[str], said: str, told: str
+) -> None:
+    for error, code in ((BatchStopped(said), 1), (InvalidBatch(said), 2)):
+        job.error = error
+        assert main([*BATCH, "--quiet"]) == code
+        assert capsys.readouterr().err == f"tournant: {told}\n"
+    job.error, job.outcome = None, BatchOutcome(1, failed={"x": 1}, examples={"x": said})
+    assert main([*BATCH, "--quiet"]) == 3
+    assert told in capsys.readouterr().err
+
+
 # With the real job
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 0), (["--json"], 0), (["--quiet"], 0)])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_without_an_output_the_work_is_done_in_silence(
+    tmp_path: Path, options: list[str], code: int, closed: str
+) -> None:
+    with serving(MockSettings()) as server:
+        done = in_a_shell(tmp_path, server.url, closed, options)
+    assert (done.returncode, done.stdout, done.stderr.count("Traceback")) == (code, "", 0)
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("options", "to", "code"),
+    [([], ">/dev/full", 1), (["--json"], ">/dev/full", 1), ([], "2>/dev/full", 0)],
+)
+def test_an_output_that_is_full_is_said_in_one_line(
+    tmp_path: Path, options: list[str], to: str, code: int
+) -> None:
+    with serving(MockSettings()) as server:
+        done = in_a_shell(tmp_path, server.url, to, options)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert done.stderr.splitlines()[-1].startswith(
+            "tournant: the output can't be written: No space"
+        )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
+def in_a_shell(
+    tmp_path: Path, url: str, to: str, options: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run the command with its output redirected."""
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{n}"}}\n' for n in range(3)))
+    argv = [sys.executable, "-m", "tournant", "batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]  # fmt: skip
+    argv += ["--base-url", url, "--model", "m", "--prompt", "{text}", *options]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {to}', "sh", *argv],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
 
 
 def test_prompts_of_a_table_are_answered_end_to_end(

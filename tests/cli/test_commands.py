@@ -49,7 +49,7 @@ def test_a_cache_is_the_one_that_is_named_or_the_users(
     job: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job.outcome = type(job.outcome)(cached=15, warnings=("the cache is cold",))
-    for argv, cache in (([], None), (["--cache"], "the default"), (["--cache=c"], "c"), (["--cache", "c"], "c")):  # fmt: skip
+    for argv, cache in (([], None), (["--cache"], "the default"), (["--cache=c"], "c"), (["--cache", "c"], "c"), (["--cache", ""], "")):  # fmt: skip
         assert main([*INGEST, *argv]) == 0
         assert job.options.cache == cache
         said = capsys.readouterr()

@@ -18,7 +18,8 @@ import pytest
 from test_job_faults import UNPRIVILEGED
 
 from tournant.cache import CacheError
-from tournant.ingest.job import default_cache
+from tournant.ingest.errors import InvalidOption
+from tournant.ingest.job import IngestOptions, default_cache
 
 DOCUMENTS = 40
 
@@ -220,3 +221,11 @@ def test_a_cache_that_may_not_be_written_is_read(docs: Path, fresh: Path) -> Non
         (docs / "new.txt").unlink()
         samples.ingest(docs, place / "two")
         samples.assert_same(place / "two", docs, fresh, docs)
+
+
+def test_a_cache_that_is_the_index_or_nothing_is_refused(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    with pytest.raises(InvalidOption, match="is the index itself, which is a folder; give"):
+        IngestOptions(("docs",), str(index), cache=f"{tmp_path}/other/../index/")
+    with pytest.raises(InvalidOption, match="give the path of a file, or leave it out"):
+        IngestOptions(("docs",), str(index), cache="")

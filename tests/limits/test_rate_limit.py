@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from tournant.limits import InvalidLimit, RateLimit, Reservation, VirtualClock
+from tournant.limits import InvalidLimit, Rate, RateLimit, Reservation, VirtualClock
+from tournant.limits.rate import forget
+from tournant.limits.verdict import retry_after_of
 
 
 @pytest.fixture
@@ -375,3 +378,97 @@ def test_refusals_in_a_row_make_it_wait_longer_and_not_go_slower():
     assert rates[-1] >= rates[0]
     assert waited > 60
     assert after < rates[-1]
+
+
+def test_a_key_without_figures_joins_what_is_in_use(
+    clock: VirtualClock, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: forget("joined"))
+    first = RateLimit(requests="60/min", burst=3, key="joined", clock=clock)
+    second = RateLimit(key="joined")
+    assert second == first
+    assert second.burst == 3
+    second.throttled(5)
+    assert first.snapshot().frozen_for == 5
+
+
+@pytest.mark.parametrize("same", ["1.1M/min", Rate(1_100_000, 60), "1100k/60s"])
+def test_the_same_rate_may_be_spelled_differently(
+    same: str | Rate, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: forget("spelled"))
+    first = RateLimit(requests="1_100_000/min", key="spelled")
+    assert RateLimit(requests=same, key="spelled")._shared is first._shared
+    with pytest.raises(InvalidLimit, match="the same figures in the same windows"):
+        RateLimit(requests="66M/hour", key="spelled")
+
+
+async def asynchronous(outcome: object) -> bool:
+    return True
+
+
+class Asynchronous:
+    async def __call__(self, outcome: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("rule", [asynchronous, Asynchronous()])
+def test_a_rule_that_is_async_is_refused(rule: Any) -> None:
+    with pytest.raises(InvalidLimit, match=r"is_throttle=.*it is async.*make it a plain def"):
+        RateLimit(is_throttle=rule)
+
+
+@pytest.mark.parametrize("verdict", ["yes", [], float("nan"), asynchronous])
+def test_a_verdict_that_is_none_is_refused(verdict: Any, clock: VirtualClock) -> None:
+    def rule(outcome: object) -> Any:
+        return verdict(outcome) if callable(verdict) else verdict
+
+    limit = RateLimit(is_throttle=rule, clock=clock)
+    with pytest.raises(InvalidLimit, match=r"is_throttle=.*the function returned .*return True or"):
+        limit.check("a reply")
+    assert limit.snapshot().frozen_for == 0
+
+
+def test_nobody_freezes_a_limit_for_more_than_a_day(clock: VirtualClock) -> None:
+    class Refused(Exception):
+        status, retry_after = 429, 1e300
+
+    for limit, outcome in (
+        (RateLimit(clock=clock), Refused()),
+        (RateLimit(clock=clock, is_throttle=lambda _: float("inf")), "a reply"),
+    ):
+        assert limit.check(outcome)
+        assert limit.snapshot().frozen_for == 86_400
+    limit = RateLimit(clock=clock)
+    limit.throttled(1e300)
+    assert limit.snapshot().frozen_for == 86_400
+    assert retry_after_of(Refused(), 0.0) == 86_400
+
+
+def test_the_snapshot_says_who_chose_how_long_it_is_frozen(clock: VirtualClock) -> None:
+    limit = RateLimit(clock=clock)
+    limit.throttled()
+    assert "frozen for 1.0 s after a 429 that did not say how long" in str(limit.snapshot())
+    limit.throttled(3)
+    assert "frozen for 3.0 s as the provider asked" in str(limit.snapshot())
+    assert limit.snapshot().asked
+
+
+def test_headers_are_read_from_what_clients_give(clock: VirtualClock) -> None:
+    class Items:
+        def items(self) -> list[tuple[str, str]]:
+            return [("x-ratelimit-limit-requests", "5")]
+
+    given: list[Any] = [
+        {"x-ratelimit-limit-requests": 5},
+        {b"X-RateLimit-Limit-Requests": b"5"},
+        [(b"x-ratelimit-limit-requests", b"5"), (b"x", b"y")],
+        Items(),
+    ]
+    for headers in given:
+        limit = RateLimit(clock=clock)
+        limit.observe(headers)
+        assert rate(limit) == pytest.approx(5)
+    for wrong in (None, 5, ["no pair"]):
+        with pytest.raises(InvalidLimit, match=r"observe\(.*give a reply's headers"):
+            RateLimit(clock=clock).observe(wrong)  # type: ignore[arg-type]

@@ -261,3 +261,108 @@ def test_a_reply_without_an_end_is_given_up(monkeypatch):
             await server.left.wait()
 
     asyncio.run(main())
+
+
+def nested(depth, before=b"", after=b""):
+    return before + b"[" * depth + b"]" * depth + after
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "kind"),
+    [
+        (nested(5000, b'{"choices":', b"}"), 200, llm.BadReply),
+        (nested(900, b'{"choices":', b"}"), 200, llm.BadReply),
+        (nested(5000, b'{"error":', b"}"), 400, llm.BadRequest),
+        (nested(900, b'{"error":', b"}"), 400, llm.BadRequest),
+        (nested(900, b'{"error":{"message":', b"}}"), 400, llm.BadRequest),
+        (nested(900, b'{"error":{"message":"x","code":', b"}}"), 400, llm.BadRequest),
+    ],
+)
+@pytest.mark.parametrize("call", [lambda c: c.chat("x"), lambda c: anext(c.stream("x"))])
+def test_a_reply_nested_beyond_sense(data, status, kind, call):
+    error, _ = failing(fault.sends(data, status), call=call)
+    assert type(error) is kind
+    assert len(str(error)) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (nested(5000, b'{"choices":', b"}"), llm.BadReply),
+        (nested(900, b'{"error":', b"}"), llm.StreamFailed),
+        (nested(900, b'{"error":{"message":', b"}}"), llm.StreamFailed),
+    ],
+)
+def test_an_event_nested_beyond_sense(data, kind):
+    stream = fault.streams(b"data: " + data + b"\n\n")
+    error, _ = failing(stream, call=lambda client: anext(client.stream("x")))
+    assert type(error) is kind
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [('"\\ud83d and on"', "\ufffd and on"), ('"\\ud83d\\ude00"', "\U0001f600"), ('"x", "odd": 1e400', "x")],
+)  # fmt: skip
+def test_json_that_only_some_parsers_take_is_an_answer(written, read):
+    whole = f'{{"choices":[{{"message":{{"content":{written}}}}}]}}'.encode()
+    piece = f'data: {{"choices":[{{"delta":{{"content":{written}}}}}]}}\n\n'.encode()
+
+    async def main():
+        async with (
+            FaultServer(fault.sends(whole), fault.streams(piece, fault.DONE)) as server,
+            Client(server.url, "kitchen-1") as client,
+        ):
+            reply = await client.chat("x")
+            pieces = [chunk.text async for chunk in client.stream("x")]
+            return reply.text, "".join(pieces)
+
+    assert asyncio.run(main()) == (read, read)
+
+
+KEY = "sk-CANARY/7d9f+x"
+SPELLINGS = {
+    "JSON": KEY.replace("/", "\\/"),
+    "JSON twice": KEY.replace("/", "\\\\\\/"),
+    "HTML": KEY.replace("/", "&#x2F;"),
+    "HTML in figures": KEY.replace("/", "&#47;").replace("+", "&#043;"),
+    "HTML by names": KEY.replace("/", "&sol;").replace("+", "&plus;"),
+    "HTML twice": KEY.replace("/", "&amp;#x2F;"),
+    "URL": KEY.replace("/", "%2f").replace("+", "%2B"),
+    "URL twice": KEY.replace("/", "%252F"),
+    "Unicode": "".join(f"\\u{ord(c):04X}" for c in KEY),
+    "Unicode in part": KEY.replace("/", "\\u002f"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize("status", [200, 401])
+def test_no_spelling_of_the_key_is_shown(spelling, status):
+    page = f"<html>the header Bearer {spelling} is refused</html>".encode()
+    body = {"error": {"message": f"{spelling} is refused", "type": spelling, "param": [spelling]}}
+    for answer in (fault.sends(page, status, "text/html"), says(body, status)):
+        error, _ = failing(answer, api_key=KEY)
+        for text in (str(error), str(error.body), str(error.code)):
+            assert "CANARY" not in text
+            assert "7d9f" not in text
+            assert spelling not in text
+        assert "[hidden] is refused" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"temperature": float("nan")}, "temperature"),
+        ({"logit_bias": {"7": float("-inf")}, "stop": None}, "logit_bias.7"),
+        ({"extra": [1.0, (2.0, float("inf"))]}, "extra.1.1"),
+    ],
+)
+def test_a_number_that_json_can_not_say_is_refused(options, place):
+    async def main():
+        async with Client("http://127.0.0.1:1/v1", "kitchen-1") as client:
+            with pytest.raises(llm.InvalidClient, match=rf"\({place} is nan or infinite"):
+                await client.chat("x", **options)
+            with pytest.raises(llm.InvalidClient, match="the option stream='no' is not taken"):
+                await client.chat("x", stream="no")
+            assert b"null" in client.encode({"messages": [{"content": None}]})
+
+    asyncio.run(main())

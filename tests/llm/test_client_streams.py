@@ -495,3 +495,17 @@ def test_its_state_is_shown_without_the_key():
     for text, state in zip(texts, ["not begun", "open", "over"], strict=True):
         assert state in text
         assert "canary" not in text
+
+
+def test_a_stream_is_a_stage():
+    async def main(**options):
+        async with (
+            FaultServer(streams(*WHOLE)) as server,
+            Client(server.url, "kitchen-1") as client,
+        ):
+            pieces = tn.Pipeline(["x", "y"]).flat_map(client.stream, **options)
+            return sorted(chunk.text for chunk in await pieces.acollect() if chunk.text)
+
+    expected = sorted(["The ", "swing ", "cook."] * 2)
+    assert asyncio.run(main()) == expected
+    assert asyncio.run(main(limit=tn.limits.RateLimit("60_000/min"))) == expected

@@ -702,3 +702,24 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
 
     assert callable(llm.local)
     assert llm.ModelUnusable is ModelUnusable
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_it_is_loaded_for_embeddings_beforehand_where_that_is_asked(
+    head: Path, monkeypatch: pytest.MonkeyPatch, embeddings: bool
+) -> None:
+    loaded: list[bool] = []
+
+    def start(path: str, *, embeddings: bool = False, **arguments: Any) -> object:
+        loaded.append(embeddings)
+        return object()
+
+    monkeypatch.setattr("tournant.llm.gguf.start_server", start)
+
+    async def main() -> None:
+        model = local(head)
+        await model.load(embeddings=embeddings)
+        await model.aclose()
+
+    asyncio.run(main())
+    assert loaded == ([False, True] if embeddings else [False])

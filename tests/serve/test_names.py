@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tournant.serve.names import below, safe_name
@@ -52,6 +52,10 @@ def test_long_names_keep_their_suffix() -> None:
     assert safe_name("/".join(["x" * 150] * 9)) is None
 
 
+@example("a\u2028b")
+@example("a\xa0b")
+@example(". .a")
+@example("e\x00\u0301")
 @given(st.one_of(st.text(), st.binary(), st.from_regex(r"(\.\.|/|\\|[a.]){0,12}")))
 def test_no_name_leaves_the_folder(raw: str | bytes) -> None:
     name = safe_name(raw)

@@ -284,6 +284,7 @@ def test_a_key_is_asked_for_sent_and_kept_for_the_tab(
     with serving(llm=upstream.url, api_keys=str(tmp_path / "keys")) as url:
         tab = open_tab(url, expected="401")
         assert tab.page.is_visible("#key-form")
+        assert not tab.page.is_visible("#no-index"), "nobody without a key is told what there is"
         tab.page.fill("#key", "wrong-key-wrong-key-wrong-key-000")
         tab.page.press("#key", "Enter")
         tab.until_text("#key-note", "does not accept")

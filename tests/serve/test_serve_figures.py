@@ -101,6 +101,18 @@ def test_the_figures_of_the_page():
     run(main())
 
 
+def test_the_figures_say_what_is_served_here():
+    async def main():
+        async with upstream(talk) as up, serving(llm=up.url) as server:
+            _, _, stats = await ask(server, "/v1/stats")
+            assert stats["serves"] == {"llm": True, "index": False, "embedder": None}
+        async with serving(embedder="static") as server:
+            _, _, stats = await ask(server, "/v1/stats")
+            assert stats["serves"] == {"llm": False, "index": False, "embedder": "static"}
+
+    run(main())
+
+
 def test_only_so_many_may_watch(monkeypatch):
     monkeypatch.setattr("tournant.serve.stats._MOST_WATCHERS", 1)
 

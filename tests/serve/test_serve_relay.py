@@ -276,6 +276,25 @@ def test_an_upstream_that_trickles_bytes_without_an_event_is_given_up():
     run(main())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_when_to_come_again_is_passed_on_with_a_refusal(stream):
+    async def script(call: Call) -> None:
+        error = {"error": {"message": "another answer is being written", "code": "locked"}}
+        await call.reply(error, "409 Conflict", retry_after="7")
+
+    async def main():
+        async with upstream(script) as up, serving(llm=up.url) as server:
+            for path, body in (
+                ("/v1/chat/completions", {**CHAT, "stream": stream}),
+                ("/v1/embeddings", {"input": "x"}),
+            ):
+                status, headers, said = await ask(server, path, body)
+                assert (status, headers["retry-after"]) == (409, "7")
+                assert said["error"]["code"] == "locked"
+
+    run(main())
+
+
 async def _first_refuse(call: Call):
     await call.reply({"error": {"message": "no such thing", "code": "bad"}}, "400 Bad Request")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,24 @@ from tournant.errors import TournantError
 
 if TYPE_CHECKING:
     from tournant.llm.batch import BatchOutcome, BatchRun, BatchSnapshot
+
+#: What messages say to whoever writes Python, and what it is called on the command line.
+_SPOKEN = [
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"\bClient\(base_url=\.\.\.\)", "--base-url"),
+        (r"\bClient\(base_url=((?:'[^']*'|\"[^\"]*\"|[^()])*)\)", r"--base-url \1"),
+        (r"\bapi_key_env='NAME', or headers=", "--api-key-env NAME"),
+        (r"\bapi_key_env='NAME'", "--api-key-env NAME"),
+        (r"\bapi_key_env(=|\b)", "--api-key-env"),
+        (r"\bTimeouts\(\w+=\.\.\.\)", "--timeout"),
+        (r" \(retry=tn\.Retry\(on=llm\.TRANSIENT\), and limit=\)", " (--retries, --rpm)"),
+        (r" \(retry=tn\.Retry\(on=llm\.TRANSIENT\)\)", " (--retries)"),
+        (r"(?<!-)\bbase_url\b", "--base-url"),
+        (r"\bwith timeout and patience\b", "with --timeout and --patience"),
+        (r"(?<!-)\b(base_url|model|prompt|system)(?==\S+: give a text)", r"--\1"),
+    )
+]
 
 
 def add_to(
@@ -107,17 +126,18 @@ def add_to(
 def run(args: argparse.Namespace) -> int:
     """Run the batch, and return the exit code."""
     from tournant.cli.signals import StopOnSignals
-    from tournant.llm.batch.errors import InvalidBatch
+    from tournant.llm.batch.errors import BatchStopped, InvalidBatch
     from tournant.llm.batch.progress import BatchDisplay
 
     running: list[BatchRun] = []
+    unheard = sys.stderr is None  # closed before the program began
 
     def snapshot() -> BatchSnapshot | None:
         return running[0].snapshot() if running else None
 
     with (
-        BatchDisplay(snapshot, style="none" if args.quiet else None) as display,
-        StopOnSignals(display.say) as stop,
+        BatchDisplay(snapshot, style="none" if args.quiet or unheard else None) as display,
+        StopOnSignals((lambda _: None) if unheard else display.say) as stop,
     ):
         # Here, so that the display is already there while packages load.
         from tournant.llm.batch import BatchOptions, run_batch
@@ -129,7 +149,11 @@ def run(args: argparse.Namespace) -> int:
         try:
             outcome = run_batch(BatchOptions(**_given(args)), on_start=started)
         except InvalidBatch as error:
-            wrong = list(error_lines(error))
+            wrong = list(error_lines(InvalidBatch(_spoken(str(error)))))
+        except BatchStopped as error:
+            if stop.cancelled:
+                raise KeyboardInterrupt from error
+            raise BatchStopped(_spoken(str(error))) from error
         except TournantError as error:
             if stop.cancelled:
                 # Whatever comes of cutting a run off is what was asked for.
@@ -155,9 +179,16 @@ def _tell(outcome: BatchOutcome, args: argparse.Namespace, *, interrupted: bool)
 
     if not args.json:
         for line in problems(outcome):
-            put(sys.stderr, line[: len(line) - len(line.lstrip())] + one_line(line))
+            put(sys.stderr, line[: len(line) - len(line.lstrip())] + one_line(_spoken(line)))
         if not args.quiet:
             put(sys.stdout, totals(outcome, interrupted=interrupted))
+
+
+def _spoken(message: str) -> str:
+    """Return a message with what it calls arguments of Python called options."""
+    for pattern, words in _SPOKEN:
+        message = pattern.sub(words, message)
+    return message
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tournant.report import RunSnapshot
 
 _LISTED = 20
+#: What ``--cache`` without a file is.
+_USERS_OWN: Any = object()
 
 
 def add_to(
@@ -79,7 +81,7 @@ def add_to(
     parser.add_argument(
         "--cache",
         nargs="?",
-        const="",
+        const=_USERS_OWN,
         metavar="FILE",
         help="look up the vectors of texts that were embedded before, for this index or another, and keep new ones "
         "(without FILE: ~/.cache/tournant/embeddings.sqlite); write it behind the paths, or as --cache=FILE",
@@ -118,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
         given = _given(args)
         if args.cache is not None:
-            given["cache"] = args.cache or default_cache()
+            given["cache"] = default_cache() if args.cache is _USERS_OWN else args.cache
         options = IngestOptions(paths=tuple(args.paths), index=args.index, **given)
         try:
             outcome = run_ingest(options, on_start=started)

@@ -11,7 +11,9 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any, TextIO
 
@@ -36,38 +38,71 @@ class ReaderLeft(Exception):
     """Whoever read our output has closed it: nobody wants the rest."""
 
 
-def put(stream: TextIO, line: str) -> None:
+class OutputLost(TournantError):
+    """What the command has to say can't be written, while the work itself is done."""
+
+
+def put(stream: TextIO | None, line: str) -> None:
     """Write one line, escaping what the stream's encoding has no letters for.
+
+    A stream that was closed before the program began (``>&-``) is ``None``: nobody wants the output, so none is made.
 
     Raises:
         ReaderLeft: The other end of the pipe is closed.
+        OutputLost: It can't be written.
     """
+    if stream is None:
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     except BrokenPipeError:
         raise ReaderLeft from None
+    except OSError as error:
+        _lost(stream, error)
 
 
-def put_json(stream: TextIO, value: Any) -> None:
+def put_json(stream: TextIO | None, value: Any) -> None:
     """Write one JSON document on one line, in ASCII, that the strictest parser takes.
 
     Raises:
         ReaderLeft: The other end of the pipe is closed.
+        OutputLost: It can't be written.
     """
     put(stream, json.dumps(json_safe(value), default=str, allow_nan=False))
 
 
-def finish(stream: TextIO) -> None:
+def finish(stream: TextIO | None) -> None:
     """Hand over what is still buffered.
 
     Raises:
         ReaderLeft: The other end of the pipe is closed.
+        OutputLost: It can't be written.
     """
+    if stream is None:
+        return
     try:
         stream.flush()
     except BrokenPipeError:
         raise ReaderLeft from None
+    except OSError as error:
+        _lost(stream, error)
+
+
+def _lost(stream: TextIO, error: OSError) -> None:
+    """Say that a stream can't be written; of standard error there is nobody to say it to."""
+    # The interpreter's last flush would fail like this one, and complain.
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
+    if stream is not sys.stderr:
+        raise OutputLost(
+            f"the output can't be written: {error.strerror or error}; the work itself is done, so send the output elsewhere "
+            "(a file on another disk) and run it again"
+        ) from error
 
 
 def json_safe(value: Any) -> Any:

@@ -100,6 +100,14 @@ class IngestOptions:
             raise InvalidOption("there is nothing to ingest; name a file or a folder")
         if self.max_file_size < 1:
             raise InvalidOption(f"max_file_size={self.max_file_size}: give bytes, 1 or more")
+        if self.cache is not None:
+            if not self.cache:
+                raise InvalidOption("cache='': give the path of a file, or leave it out")
+            path = os.path.expanduser(self.cache)
+            if os.path.realpath(path) == os.path.realpath(self.index):
+                raise InvalidOption(
+                    f"cache={self.cache!r} is the index itself, which is a folder; give the cache a file of its own"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tournant.errors import short
+from tournant.limits.figures import InvalidLimit
+
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
-_LONGEST_WAIT = 86_400.0
+LONGEST_WAIT = 86_400.0
+"""Seconds: whoever says that one is to wait longer is not believed."""
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|us|µs|ns|d|h|m|s)")
 _PARTS = re.compile(rf"(?:{_PART.pattern})+")
 _SECONDS = {
@@ -66,13 +70,15 @@ def read_headers(headers: Headers, wall: float) -> HeaderFacts:
         headers: A reply's headers, as a mapping or as pairs; upper and lower case are alike.
         wall: Seconds since 1970, to measure dates against. A ``Date`` header goes first: both dates are
             then by the provider's clock, and a wrong clock on this machine does no harm.
+
+    Raises:
+        InvalidLimit: when it is neither a mapping nor pairs.
     """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
     said: dict[str, str] = {}
-    for name, value in pairs:
-        lower = name.lower()
+    for name, value in _pairs(headers):
+        lower = _text(name).lower()
         if "ratelimit" in lower or lower in {"retry-after", "retry-after-ms", "date"}:
-            said[lower] = value
+            said[lower] = _text(value)
     if not said or (len(said) == 1 and "date" in said):
         return HeaderFacts()
     theirs = _http_date(said["date"]) if "date" in said else None
@@ -82,6 +88,21 @@ def read_headers(headers: Headers, wall: float) -> HeaderFacts:
         tokens=_openai(said, "tokens", base) or _anthropic_tokens(said, base),
         retry_after=_retry_after(said, base),
     )
+
+
+def _pairs(headers: Headers) -> list[tuple[object, object]]:
+    pairs = headers.items() if hasattr(headers, "items") else headers
+    try:
+        return [(name, value) for name, value in pairs]
+    except (TypeError, ValueError):
+        raise InvalidLimit(
+            f"observe({short(headers)}): give a reply's headers, as a mapping or as pairs of name and value"
+        ) from None
+
+
+def _text(value: object) -> str:
+    """Return a name or value as text: some clients give bytes, and people numbers."""
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def seconds_of(text: str) -> float | None:
@@ -95,7 +116,7 @@ def seconds_of(text: str) -> float | None:
 def _retry_after(said: Mapping[str, str], base: float) -> float | None:
     milliseconds = _number(said.get("retry-after-ms", ""))
     if milliseconds is not None:
-        return min(milliseconds / 1_000, _LONGEST_WAIT)
+        return min(milliseconds / 1_000, LONGEST_WAIT)
     text = said.get("retry-after")
     if text is None:
         return None
@@ -105,7 +126,7 @@ def _retry_after(said: Mapping[str, str], base: float) -> float | None:
         if date is None:
             return None
         seconds = max(0.0, date - base)
-    return min(seconds, _LONGEST_WAIT)
+    return min(seconds, LONGEST_WAIT)
 
 
 def _openai(said: Mapping[str, str], kind: str, base: float) -> Advertised | None:

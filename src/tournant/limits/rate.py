@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from tournant.errors import short
 from tournant.limits.clock import SYSTEM, Clock
 from tournant.limits.figures import InvalidLimit, Rate, is_number, rate_from
 from tournant.limits.headers import Headers, read_headers
 from tournant.limits.shared import SharedLimit, Ticket
 from tournant.limits.snapshot import LimitSnapshot
-from tournant.limits.verdict import Predicate, find_throttle
+from tournant.limits.verdict import Predicate, find_throttle, is_async
 
 _Figures = tuple[Rate | None, Rate | None, float | None, Clock]
 _known: dict[str, tuple[_Figures, SharedLimit]] = {}
@@ -57,6 +58,10 @@ class RateLimit:
             seconds to wait for a throttle, ``False`` for none, ``None`` for the standard rule, which is status 429.
         clock: Where time comes from. Default: the machine's clock.
 
+    A key that is in use already may be named without figures: that joins the limit as it is, figures, burst and clock. Named with
+    figures, they have to be the same: as many in a window as long, however they are spelled. ``"60/min"`` and
+    ``"1k/min"`` are what ``Rate(60, 60)`` and ``"1_000/60s"`` are; ``"1/s"`` is another limit than ``"60/min"``, because its window is.
+
     Raises:
         InvalidLimit: when a figure can't be, or when the key is already in use with other figures.
     """
@@ -83,9 +88,26 @@ class RateLimit:
             raise InvalidLimit(
                 f"RateLimit(is_throttle={self.is_throttle!r}): give a function of a reply or exception"
             )
+        if is_async(self.is_throttle):
+            raise InvalidLimit(
+                f"RateLimit(is_throttle={short(self.is_throttle)}): it is async, and a reply is judged on the spot; make it a plain def"
+            )
         seconds = self._burst_seconds(requests or tokens)
         figures = (requests, tokens, seconds, self.clock)
-        object.__setattr__(self, "_shared", _find(self.key, figures, self.label))
+        known, shared = _find(self.key, figures, self.label)
+        object.__setattr__(self, "_shared", shared)
+        if known != figures and requests is tokens is None:
+            self._take_over(known)
+
+    def _take_over(self, known: _Figures) -> None:
+        """Have the figures of the limit that was joined, so that it is the same limit wherever this description goes."""
+        requests, tokens, seconds, clock = known
+        object.__setattr__(self, "requests", requests)
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "clock", clock)
+        first = requests or tokens
+        if seconds is not None and first is not None:
+            object.__setattr__(self, "burst", max(1.0, seconds * first.per_second))
 
     def _burst_seconds(self, first: Rate | None) -> float | None:
         if self.burst is None:
@@ -150,7 +172,10 @@ class RateLimit:
     def observe(self, headers: Headers) -> None:
         """Take in what a reply's headers say: limits, what is left, and when it is whole again.
 
-        ``Retry-After`` counts only with a 429; see `throttled`.
+        ``Retry-After`` counts only with a 429; see `throttled`. What cannot be read counts as not said.
+
+        Raises:
+            InvalidLimit: when it is neither a mapping nor pairs.
         """
         self._shared.observe(read_headers(headers, self.clock.wall()), None)
 
@@ -270,20 +295,37 @@ def forget(key: str) -> None:
         _known.pop(key, None)
 
 
-def _find(key: str | None, figures: _Figures, label: str) -> SharedLimit:
+def _find(key: str | None, figures: _Figures, label: str) -> tuple[_Figures, SharedLimit]:
     if key is None:
-        return SharedLimit(*figures)
+        return figures, SharedLimit(*figures)
     with _known_lock:
         if key not in _known:
             _known[key] = (figures, SharedLimit(*figures))
         known, shared = _known[key]
-    if known != figures:
+    if figures[:3] == (None, None, None) and figures[3] in (known[3], SYSTEM):
+        return known, shared
+    if not _same(known, figures):
         raise InvalidLimit(
             f"RateLimit(key={label}) is already in use with {_told(known)}, and can't have {_told(figures)} as well: "
-            "everyone who names a key shares one limit. Give the same figures, share the one RateLimit, "
-            "or choose another key"
+            "everyone who names a key shares one limit. Give the same figures in the same windows, or none once it is in use, "
+            "share the one RateLimit, or choose another key"
         )
-    return shared
+    return known, shared
+
+
+def _same(known: _Figures, figures: _Figures) -> bool:
+    """Tell whether two descriptions mean the same, so that ``1.1M`` and ``1_100_000`` do."""
+    return known[3] == figures[3] and all(
+        one == other if one is None or other is None else math.isclose(one, other, rel_tol=1e-9)
+        for one, other in zip(_numbers(known), _numbers(figures), strict=True)
+    )
+
+
+def _numbers(figures: _Figures) -> list[float | None]:
+    numbers: list[float | None] = [figures[2]]
+    for rate in figures[:2]:
+        numbers += [None, None] if rate is None else [rate.amount, rate.seconds]
+    return numbers
 
 
 def _told(figures: _Figures) -> str:

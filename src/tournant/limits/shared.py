@@ -12,7 +12,7 @@ import threading
 
 from tournant.limits.clock import Clock, Timer
 from tournant.limits.figures import Rate
-from tournant.limits.headers import HeaderFacts
+from tournant.limits.headers import LONGEST_WAIT, HeaderFacts
 from tournant.limits.kinds import SAME_BURST, Kind
 from tournant.limits.snapshot import LimitSnapshot
 from tournant.limits.waiting import Line, running_loop
@@ -64,6 +64,7 @@ class SharedLimit:
         self._stepped_at = -1e9
         self._in_a_row = 0
         self._probe = False
+        self._asked = False
         self._wanted = False
 
     # Passing
@@ -137,6 +138,7 @@ class SharedLimit:
                 same = left_at <= self._stepped_at
                 self._charge(ticket, 0.0, now)
             self.requests.refused += 1
+            asked = retry_after is not None
             if not same:
                 self._in_a_row += 1
                 if self._in_a_row == 1 or ticket is None:
@@ -148,7 +150,7 @@ class SharedLimit:
                     retry_after = _FIRST_FREEZE * 2.0 ** min(self._in_a_row - 1, 16)
                     retry_after = min(_LONGEST_FREEZE, retry_after)
             if retry_after:
-                self._freeze(now + retry_after)
+                self._freeze(now + min(retry_after, LONGEST_WAIT), asked)
             for kind in (self.requests, self.tokens):
                 if kind.bucket is not None:
                     kind.bucket.drain()
@@ -179,6 +181,7 @@ class SharedLimit:
                 waiting=len(self._line),
                 in_flight=round(self.requests.on_the_way),
                 throttled=self.throttles,
+                asked=self._asked,
             )
 
     # Inside; the lock is held
@@ -245,8 +248,9 @@ class SharedLimit:
         self.requests.on_the_way -= 1.0
         self.tokens.on_the_way -= ticket.charged
 
-    def _freeze(self, until: float) -> None:
-        self.frozen_until = max(self.frozen_until, until)
+    def _freeze(self, until: float, asked: bool) -> None:
+        if until > self.frozen_until:
+            self.frozen_until, self._asked = until, asked
         self._probe = True
 
     def _step_down(

@@ -44,6 +44,7 @@ class LimitSnapshot:
         waiting: How many wait in line.
         in_flight: How many calls were let go and have not ended.
         throttled: How many calls the provider refused so far.
+        asked: Whether the provider said how long to wait in the last freeze; otherwise it was a guess.
     """
 
     key: str
@@ -53,11 +54,13 @@ class LimitSnapshot:
     waiting: int
     in_flight: int
     throttled: int
+    asked: bool = False
 
     def __str__(self) -> str:
         kinds = (("requests", self.requests), ("tokens", self.tokens))
         parts = [f"{name} {kind}" for name, kind in kinds if kind is not None]
         text = ", ".join(parts) or "no limit known"
         if self.frozen_for > 0:
-            text += f", frozen for {self.frozen_for:.1f} s as the provider asked"
+            why = "as the provider asked" if self.asked else "after a 429 that did not say how long"
+            text += f", frozen for {self.frozen_for:.1f} s {why}"
         return text

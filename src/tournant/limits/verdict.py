@@ -6,13 +6,16 @@ imports none of them.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
-from tournant.errors import note
-from tournant.limits.headers import Headers, read_headers
+from tournant.errors import note, short
+from tournant.limits.figures import InvalidLimit
+from tournant.limits.headers import LONGEST_WAIT, Headers, read_headers
 
 Predicate = Callable[[Any], bool | float | None]
 """Says whether a reply or an exception is a throttle: ``True``, ``False``, the seconds to wait, or ``None`` for "the standard rule"."""
@@ -41,6 +44,9 @@ def find_throttle(outcome: object, predicate: Predicate | None, wall: float) -> 
         outcome: What a call gave: a reply, parsed or not, or an exception.
         predicate: The user's rule, asked first.
         wall: Seconds since 1970, to measure a date in ``Retry-After`` against.
+
+    Raises:
+        InvalidLimit: when the user's rule says what is no verdict.
     """
     if predicate is not None:
         try:
@@ -54,13 +60,31 @@ def find_throttle(outcome: object, predicate: Predicate | None, wall: float) -> 
         if verdict is False:
             return None
         if verdict is not None and verdict is not True:
-            return Throttle(max(0.0, float(verdict)))
+            return Throttle(_stated(verdict))
         if verdict is True:
             return Throttle(retry_after_of(outcome, wall))
     if status_of(outcome) in TOO_MANY and getattr(outcome, "transient", True) is not False:
         of = getattr(outcome, "of", None)
         return Throttle(retry_after_of(outcome, wall), of if of in ("requests", "tokens") else None)
     return None
+
+
+def is_async(predicate: object) -> bool:
+    """Tell whether calling `predicate` gives a coroutine."""
+    call = getattr(predicate, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(predicate) or inspect.iscoroutinefunction(call)
+
+
+def _stated(verdict: object) -> float:
+    """Return the seconds that the user's rule named, at most a day, or refuse what is no verdict."""
+    if isinstance(verdict, Real) and not math.isnan(verdict):
+        return min(max(0.0, float(verdict)), LONGEST_WAIT)
+    if inspect.iscoroutine(verdict):
+        verdict.close()
+    raise InvalidLimit(
+        f"RateLimit(is_throttle=...): the function returned {short(verdict)}; return True or the seconds to wait for a throttle, "
+        "False for none, None for the standard rule"
+    )
 
 
 def status_of(outcome: object) -> int | None:
@@ -83,7 +107,7 @@ def headers_of(outcome: object) -> Headers | None:
 
 
 def retry_after_of(outcome: object, wall: float) -> float | None:
-    """Return the seconds after which to come back, from an attribute ``retry_after`` or from headers, or ``None``.
+    """Return the seconds after which to come back, from an attribute ``retry_after`` or from headers, or ``None``; at most a day.
 
     Args:
         outcome: A reply or an exception.
@@ -91,6 +115,6 @@ def retry_after_of(outcome: object, wall: float) -> float | None:
     """
     stated = getattr(outcome, "retry_after", None)
     if isinstance(stated, (int, float)) and not isinstance(stated, bool) and 0 <= stated < math.inf:
-        return float(stated)
+        return min(float(stated), LONGEST_WAIT)
     headers = headers_of(outcome)
     return None if headers is None else read_headers(headers, wall).retry_after

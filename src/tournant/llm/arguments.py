@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from tournant.errors import short
@@ -143,6 +144,22 @@ def conversation(messages: Messages) -> Sequence[Mapping[str, Any]]:
     return cast("Sequence[Mapping[str, Any]]", messages)
 
 
+def no_number(value: Any, place: str = "") -> str | None:
+    """Return where a body has a float that is nan or infinite, as ``logit_bias.50256`` or ``messages.0``; ``None`` where none is."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    for name, part in parts:
+        found = no_number(part, f"{place}.{name}" if place else str(name))
+        if found is not None:
+            return found
+    return None
+
+
 def options_for(model: str | None, options: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
     """Return the body's fields beside the prompt. An option that is ``None`` is left out.
 
@@ -157,7 +174,7 @@ def options_for(model: str | None, options: Mapping[str, Any], *, stream: bool) 
         )
     if "stream" in body:
         raise InvalidClient(
-            "the option stream= is not taken: call stream() for pieces, chat() for the whole answer"
+            f"the option stream={short(body['stream'])} is not taken: call stream() for pieces, chat() for the whole answer"
         )
     if stream:
         if body.get("n", 1) != 1:

@@ -22,12 +22,14 @@ from tournant.llm.arguments import (
     concurrency_from,
     conversation,
     key_from,
+    no_number,
     options_for,
 )
 from tournant.llm.errors import InvalidClient, LLMError, RateLimited
 from tournant.llm.faults import Faults, secrets_of
 from tournant.llm.model import Messages, Reply, Usage
 from tournant.llm.packages import URL, aiohttp, msgspec
+from tournant.llm.parsing import NoJSON, parsed
 from tournant.llm.replies import WrongShape, read_reply, read_usage, read_vectors
 from tournant.llm.stream import Stream
 from tournant.llm.timeouts import Timeouts
@@ -44,7 +46,6 @@ _CHAT, _COMPLETIONS, _EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/
 _LARGEST_REPLY = 2**28
 _MOST_ENDPOINTS = 64
 _DEFAULTS = Timeouts()
-_decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 T = TypeVar("T")
 
@@ -93,7 +94,8 @@ class Client:
             async for chunk in client.stream("And in a brigade of two?"):
                 print(chunk.text, end="")
 
-    Its methods are stages: ``.map(client.chat, limit=..., concurrency=..., retry=tn.Retry(on=llm.TRANSIENT))``. There the limits
+    Its methods are stages: ``.map(client.chat, limit=..., concurrency=..., retry=tn.Retry(on=llm.TRANSIENT))``, and those that stream are
+    for ``flat_map``: ``.flat_map(client.stream)`` passes the pieces of each answer on. There the limits
     are the stage's, and the client settles what its calls used. With `limit` or `concurrency` of its own, every call waits for its turn
     in them, wherever it is made.
 
@@ -306,7 +308,12 @@ class Client:
     def encode(self, body: Mapping[str, Any]) -> bytes:
         """Return a body as JSON."""
         try:
-            return _encode(body)
+            data = _encode(body)
+            # It writes what is no number as null.
+            place = no_number(body) if b"null" in data else None
+            if place is None:
+                return data
+            what = f"{place} is nan or infinite, which JSON can't say"
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             what = self.faults.clean(str(error))
         raise InvalidClient(f"the request can't be written as JSON ({what}); give plain values")
@@ -350,8 +357,8 @@ class Client:
         if text is None:
             return self.faults.no_answer(call, status, f"more than {_LARGEST_REPLY:,} bytes")
         try:
-            body = _decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            body = parsed(text)
+        except NoJSON:
             body = None
         failure: LLMError
         if not 200 <= status < 300 or (isinstance(body, dict) and body.get("error")):

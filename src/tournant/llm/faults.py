@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -31,6 +32,7 @@ from tournant.llm.errors import (
 _SHOWN = 300
 _READ = 1_000_000
 _HIDDEN = "[hidden]"
+_DEEPEST = 64
 _QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _QUOTA_TEXT = re.compile(r"credit balance is too low|exceeded your current quota", re.I)
 _CONTEXT = frozenset(
@@ -103,21 +105,22 @@ class Faults:
 
     def clean(self, text: str) -> str:
         """Return `text` without secrets, on one line, without control characters, and not too long."""
-        for secret in self.secrets:
-            text = text.replace(secret, _HIDDEN)
+        text = self._hidden(text)
         text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN]).split())
         return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
-    def scrubbed(self, value: Any) -> Any:
-        """Return a parsed JSON value without secrets in any of its strings."""
+    def scrubbed(self, value: Any, depth: int = 0) -> Any:
+        """Return a parsed JSON value without secrets in any of its strings; what is nested too deeply is left out."""
         if isinstance(value, str):
-            for secret in self.secrets:
-                value = value.replace(secret, _HIDDEN)
-            return value
+            return self._hidden(value)
+        if isinstance(value, (Mapping, list)) and depth == _DEEPEST:
+            return "..."
         if isinstance(value, Mapping):
-            return {self.scrubbed(name): self.scrubbed(part) for name, part in value.items()}
+            return {
+                self._hidden(name): self.scrubbed(part, depth + 1) for name, part in value.items()
+            }
         if isinstance(value, list):
-            return [self.scrubbed(part) for part in value]
+            return [self.scrubbed(part, depth + 1) for part in value]
         return value
 
     def refused(
@@ -155,7 +158,7 @@ class Faults:
         said = self.read(body)
         error = StreamFailed(
             f"{call}: the provider reported an error after {pieces} pieces of its answer"
-            f"{' (' + said.code + ')' if said.code else ''}: {said.message or self.clean(str(body))}; "
+            f"{' (' + said.code + ')' if said.code else ''}: {said.message or self.clean(_words(body))}; "
             "what came so far is a part, so ask again",
             status=said.status,
             code=said.code or said.kind,
@@ -183,7 +186,7 @@ class Faults:
             inner = {**body, "message": words}
         message = inner.get("message")
         if message is not None and not isinstance(message, str):
-            message = str(message)
+            message = _words(message)
         code, kind = inner.get("code"), inner.get("type")
         status = next((n for n in (code, inner.get("status")) if _is_status(n)), None)
         names = [self.clean(name) for name in (code, kind) if isinstance(name, str) and name]
@@ -191,10 +194,17 @@ class Faults:
             status = next((_STATUS_OF[name] for name in names if name in _STATUS_OF), None)
         return Said(
             self.clean(message or ""),
-            self.clean(str(code)) if code not in (None, "") else None,
+            self.clean(_words(code)) if code not in (None, "") else None,
             self.clean(kind) if isinstance(kind, str) and kind else None,
             status,
         )
+
+    def _hidden(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, _HIDDEN)
+        if self.secrets and any(mark in text for mark in "\\&%"):
+            text = _spelled(self.secrets).sub(_HIDDEN, text)
+        return text
 
     def _mend(self, kind: type[LLMError], status: int, headers: Mapping[str, str]) -> str:
         if kind is AuthenticationFailed:
@@ -212,7 +222,10 @@ class Faults:
 
 
 def secrets_of(key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what must never be shown: the key, the values of headers that look like credentials, and both as they are written in URLs and JSON."""
+    """Return what must never be shown: the key, and the values of headers that look like credentials.
+
+    As they are, and as they are mostly written in URLs and JSON; `Faults` knows the rarer spellings.
+    """
     values = [key] if key else []
     for name, value in headers.items():
         if re.search(r"auth|key|token|secret|cookie|password", name, re.I):
@@ -222,6 +235,36 @@ def secrets_of(key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
         spellings |= {value, quote(value, safe=""), value.replace("\\", "\\\\").replace('"', '\\"')}
     # The longest first: one may be a part of another.
     return tuple(sorted((s for s in spellings if len(s) >= 4), key=len, reverse=True))
+
+
+@lru_cache(maxsize=64)
+def _spelled(secrets: tuple[str, ...]) -> re.Pattern[str]:
+    """Return a pattern of the secrets in which each character may be written as in JSON, HTML or a URL, be it twice over."""
+    return re.compile("|".join("".join(map(_spellings, secret)) for secret in secrets))
+
+
+@lru_cache(maxsize=256)
+def _spellings(character: str) -> str:
+    from html.entities import html5
+
+    point = ord(character)
+    names = "|".join(
+        re.escape(name.rstrip(";")) for name, value in html5.items() if value == character
+    )
+    entity = rf"#[xX]0{{0,6}}(?i:{point:x})|#0{{0,6}}{point}" + (f"|{names}" if names else "")
+    percent = "".join(rf"%(?:25){{0,3}}(?i:{byte:02x})" for byte in character.encode())
+    # Every repetition is bounded, so that no text takes longer than in proportion to its length.
+    return (
+        rf"(?:\\{{0,8}}{re.escape(character)}|\\{{1,8}}u(?i:{point:04x})"
+        rf"|&(?:amp;){{0,3}}(?:{entity});?|{percent})"
+    )
+
+
+def _words(value: Any) -> str:
+    try:
+        return str(value)
+    except RecursionError:
+        return "what it says is nested too deeply to be shown"
 
 
 def _class_of(status: int | None, said: Said) -> type[LLMError]:

@@ -17,7 +17,8 @@ from tournant.llm.accounts import Account
 from tournant.llm.errors import InvalidClient, LLMError, StreamTruncated
 from tournant.llm.estimate import estimate_prompt
 from tournant.llm.model import Chunk
-from tournant.llm.packages import aiohttp, msgspec
+from tournant.llm.packages import aiohttp
+from tournant.llm.parsing import NoJSON, parsed
 from tournant.llm.replies import WrongShape, read_chunk
 from tournant.llm.sse import Event, EventParser, EventTooLarge
 from tournant.llm.transport import fault_of, read_body, read_some, send, timeout_of
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _LARGEST_ERROR = 2**20
 #: Seconds for the end of a reply to arrive after its ``[DONE]``, so that the connection can be used again.
 _LINGER = 0.05
-_decode = msgspec.json.Decoder().decode
 
 
 class Stream:
@@ -206,7 +206,7 @@ class Stream:
             return None
         text = await read_body(response, _LARGEST_ERROR) or b""
         faults = client.faults
-        body = _parsed(text)
+        body = _body(text)
         if response.status != 200 or (isinstance(body, Mapping) and body.get("error")):
             failure = faults.refused(call, response.status, response.headers, body, text)
         else:
@@ -244,8 +244,8 @@ class Stream:
             return None
         call, faults = self._endpoint.call, self._client.faults
         try:
-            body = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            body = parsed(data)
+        except NoJSON:
             if name == b"error":
                 words = data.decode(errors="replace")
                 return faults.failed_midway(call, words, self._pieces)
@@ -320,8 +320,8 @@ class Stream:
             self._account.charge(estimate_prompt(self._body) + self._pieces)
 
 
-def _parsed(data: bytes) -> Any:
+def _body(data: bytes) -> Any:
     try:
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return parsed(data)
+    except NoJSON:
         return None

@@ -180,7 +180,7 @@ class _Job:
         ticket.refund()
         self._state.figures.answers["refused"] += 1
         kind = answer.headers.get(b"content-type", b"application/json")
-        await respond(self._send, answer.status, answer.body, kind)
+        await respond(self._send, answer.status, answer.body, kind, answer.when_again())
 
     def _account(self, ticket: Ticket, relay: StreamRelay) -> None:
         """Count a streamed answer, however it ended."""

@@ -56,12 +56,13 @@ def _safe_part(part: str) -> str:
     """Return one part of a path, harmless; empty when nothing is left."""
     part = unicodedata.normalize("NFC", part)
     part = "".join(
-        "_" if char in _FORBIDDEN else char
+        "_" if char in _FORBIDDEN else char if char.isprintable() else " "
         for char in part
-        # Control, formatting, surrogate, private and unassigned characters.
+        # Control, formatting, surrogate, private and unassigned characters; other spaces and line ends become plain spaces.
         if unicodedata.category(char)[0] != "C"
     )
-    part = part.strip().lstrip(".").rstrip(". ").lstrip()
+    # Once more: what stood apart may have come together.
+    part = unicodedata.normalize("NFC", part).strip(". ")
     if not part:
         return ""
     if part.split(".")[0].strip().lower() in _RESERVED:

@@ -37,6 +37,11 @@ class Answer(NamedTuple):
         """Return the tokens read and written, where the reply tells them."""
         return usage_in(self.body)
 
+    def when_again(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the header that says when to come again, for the client."""
+        when = self.headers.get(b"retry-after")
+        return () if when is None else ((b"retry-after", when),)
+
 
 class Fetch:
     """Collects one reply that is not streamed. The listener of its channel.

@@ -86,6 +86,11 @@ class Stats:
         return {
             "uptime": round(time.time() - state.started_at, 1),
             "ready": state.ready and admission.closed is None,
+            "serves": {
+                "llm": state.answers,
+                "index": state.settings.index is not None,
+                "embedder": None if state.embeddings is None else state.embeddings.model,
+            },
             "connections": state.connections,
             "answers": {
                 "running": admission.running,

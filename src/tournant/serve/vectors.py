@@ -64,7 +64,8 @@ class Vectors:
             answer = await fetch(
                 state.upstream, request, settings.total_seconds, settings.max_answer_bytes
             )
-        await respond(send, answer.status, answer.body, answer.headers.get(b"content-type", JSON))
+        kind = answer.headers.get(b"content-type", JSON)
+        await respond(send, answer.status, answer.body, kind, answer.when_again())
 
     async def search(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer ``POST /v1/search``."""

@@ -64,12 +64,17 @@ def test_a_line_is_named_by_its_id_or_its_number() -> None:
 
 
 def test_lines_that_make_no_request_are_reported_with_their_number() -> None:
-    found = lines({"text": "a"}, {"body": "b"}, "[1]", "{", {"text": "c", "id": [1]}, {"text": "d"})
+    deep = '{"text": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    found = lines(
+        {"text": "a"}, {"body": "b"}, "[1]", "{", {"text": "c", "id": [1]}, deep, {"text": "d"}
+    )
     assert [text for _, text in made(found)] == ["Summarise: a", "Summarise: d"]
     reasons = bad(found)
-    assert [number for number, _ in reasons] == [2, 3, 4, 5]
+    assert [number for number, _ in reasons] == [2, 3, 4, 5, 6]
     for (_, reason), expected in zip(
-        reasons, ("no field 'text'", "no JSON object", "not JSON", "its id is [1]"), strict=True
+        reasons,
+        ("no field 'text'", "no JSON object", "not JSON", "its id is [1]", "nested too deeply"),
+        strict=True,
     ):
         assert expected in reason
 
@@ -115,6 +120,43 @@ def test_a_quote_that_nobody_closes_spoils_no_more_than_its_length(
     assert number == 2
     assert "damaged" in reason
     assert ("3", "Summarise: c") in made(found)
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n"])
+@pytest.mark.parametrize(
+    ("table", "opened"),
+    [
+        (b'1,"a\n2,b\n3,c', 2),
+        (b'1,a\n2,"b\n', 3),
+        (b'1,a\n2,"', 3),
+        (b'1,"a\r\nb",\n"2\n",3\n"x\ny","z\n\nq,r', 7),
+    ],
+)
+def test_a_quote_that_is_never_closed_is_refused_with_its_line(
+    table: bytes, opened: int, ending: bytes
+) -> None:
+    with pytest.raises(InputRefused, match=f"a quote in line {opened} and never ends"):
+        rows(b"id,text\n" + table + ending)
+
+
+def test_a_quote_out_of_its_place_is_reported_with_all_that_it_spoiled() -> None:
+    found = rows(b'id,text\n1,"a\n2,"b"\n3,c\n4,"d" \n5,6" pipe\n')
+    assert made(found) == [("3", "Summarise: c"), ("5", 'Summarise: 6" pipe')]
+    (first, reason), (second, other) = bad(found)
+    assert (first, second) == (2, 5)
+    assert "from here to line 3" in reason
+    assert "damaged here" in other
+
+
+@pytest.mark.parametrize("before", [b"\n\r\n  \n", b"sep=;\r\n\n\n", b"\n\nSEP=;;;\n", b"\xef\xbb\xbf\n\n\n"])  # fmt: skip
+def test_what_spreadsheets_put_before_the_first_row_is_passed_over(before: bytes) -> None:
+    found = rows(before + b"id;text, all\n1;a\n2\n3;b\n".replace(b", all", b""))
+    assert made(found) == [("1", "Summarise: a"), ("3", "Summarise: b")]
+    assert [line for line, _ in bad(found)] == [6]
+
+
+def test_a_separator_that_is_declared_is_taken() -> None:
+    assert made(rows(b"sep=;\ntext;a,b,c\nx;1\n")) == [("3", "Summarise: x")]
 
 
 @pytest.mark.parametrize("header", [b"id,id\n", b",\n"])

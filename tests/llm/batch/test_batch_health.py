@@ -148,3 +148,28 @@ def test_patience_ends_sooner_with_a_provider_that_was_never_there() -> None:
     assert busy.exhausted()
     once.alive()
     assert not once.exhausted()
+
+
+def test_silence_is_counted_while_calls_are_out_and_ends_with_any_answer() -> None:
+    clock = Clock()
+    health = Health(60, clock, timeout=100)
+    clock.now += 1_000
+    assert health.silence_left() == 160  # nothing was sent
+    health.sent()
+    clock.now += 100
+    health.sent()
+    health.ended(heard=False)
+    assert health.silence_left() == 60
+    clock.now += 20
+    health.ended(heard=False)
+    clock.now += 3_600  # nothing is out: held back here, not there
+    assert health.silence_left() == 40
+    health.sent()
+    health.sent()
+    clock.now += 39
+    assert health.silence_left() == 1
+    health.ended(heard=True)
+    clock.now += 10
+    assert health.silence_left() == 150
+    clock.now += 151
+    assert health.silence_left() == -1

@@ -281,6 +281,21 @@ def test_cancelling_drops_what_is_in_flight(requests: Path, results: Path) -> No
         ({"concurrency": (0, 4)}, "limits can't be"),
         ({"concurrency": (8, 4)}, "limits can't be"),
         ({"base_url": "ftp://x"}, "http://"),
+        ({"base_url": ""}, "base_url='': give a text"),
+        ({"base_url": " "}, "base_url=' ': give a text"),
+        ({"model": ""}, "model='': give a text"),
+        ({"model": 5}, "model=5: give a text"),
+        ({"prompt": "", "model": "m"}, "prompt='': give a text"),
+        ({"prompt": 5, "model": "m"}, "prompt=5: give a text"),
+        ({"system": "", "prompt": "{a}", "model": "m"}, "system='': give a text"),
+        ({"api_key_env": ""}, "api_key_env='': give a text"),
+        ({"api_key_env": 5}, "api_key_env: give a text"),
+        ({"price": 5}, "million tokens"),
+        ({"price": "12"}, "million tokens"),
+        ({"limit": "500/min"}, "RateLimit"),
+        ({"concurrency": 5}, "the fewest and the most"),
+        ({"concurrency": "1:5"}, "the fewest and the most"),
+        ({"concurrency": (1, 2.5)}, "the fewest and the most"),
         ({"api_key_env": "NOT_SET_ANYWHERE"}, "variable NOT_SET_ANYWHERE that"),
     ],
 )
@@ -310,6 +325,21 @@ def test_a_reply_over_several_lines_becomes_one(requests: Path, results: Path) -
     with samples.provider(answer) as url:
         batch(requests, results, url)
     assert_answered(requests, results)
+
+
+@pytest.mark.parametrize("odd", [b'"\\ud83d"', b"NaN", b"-Infinity"])
+def test_a_reply_that_only_some_parsers_take_does_not_spoil_the_results(
+    requests: Path, results: Path, odd: bytes
+) -> None:
+    def answer(body: dict[str, Any], headers: dict[str, str]) -> samples.Answer:
+        return 200, samples.completion(body).replace(b'"usage"', b'"odd": ' + odd + b', "usage"')
+
+    samples.write_requests(requests, 2)
+    with samples.provider(answer) as url:
+        first = batch(requests, results, url, retries=0)
+        second = batch(requests, results, url, retries=0)
+    assert second.answered_before == first.answered
+    assert len(read_results(results)) == 2
 
 
 def test_it_runs_inside_a_program_that_has_a_loop(

@@ -58,6 +58,9 @@ def test_lines_are_counted_from_one_and_blank_ones_are_passed_over() -> None:
         (b'{"custom_id": "a", "url": "/v1/embeddings", "body": {"x": }}', "not JSON"),
         (b'{"custom_id": "a", "url": "/v1/embeddings", "body": {"stream": true}}', '"stream": true'),
         (b'{"custom_id": "a", "url": "/v1/embeddings", "body": {"input": "\xff"}}', "not UTF-8"),
+        (b'{"custom_id": "a", "url": "/v1/embeddings", "body": {"x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}}", "nested too deeply"),
+        (b"[" * 200_000, "not in the batch format"),
+        (b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
         (b'{"custom_id": "\xff", "url": "/v1/embeddings", "body": {}}', "not UTF-8"),
     ],
 )  # fmt: skip

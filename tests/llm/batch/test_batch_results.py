@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import closing
@@ -185,6 +186,11 @@ def test_a_last_line_that_is_half_written_is_cut_off(tmp_path: Path, last: bytes
         if length < len(last) - 1:
             assert path.read_bytes() == answer("a")
             assert counts(kept) == (1, 0, 0, 0)
+    spaced = b'{"id": "batch_req_1", "custom_id": "b", "response": {"x": [-1.5e-7, true]}, "y": "\\u00e9\\\\ '
+    for length in range(len(spaced)):
+        path.write_bytes(answer("a") + spaced[:length] + b"\0" * (length % 3))
+        opened(path, "a", "b")
+        assert path.read_bytes() == answer("a")
     # Only the line break was missing.
     path.write_bytes(answer("a") + answer("b")[:-1])
     assert counts(opened(path, "a", "b")) == (2, 0, 0, 0)
@@ -218,6 +224,17 @@ def test_zeros_that_a_crash_of_the_machine_leaves_are_cut_off(tmp_path: Path) ->
         b'{"name": "half a',
         answer("a") + b"notes\n" + answer("b"),
         answer("a") + b"notes",
+        b'{"name": "a"}\n{"id":"batch_req_1","custom',
+        b'{"name": "a"}\n{"id":"batch_req_1"}',
+        b'{"name": "a"}\n' + answer("a")[:-1],
+        b'{"id":"batch_abc123","object":"batch","endpoint":"/v1/chat/completions"}',
+        b'{"id":"batch_abc123","object":"batch","endpo',
+        b'{"id": 7, "name": "half a',
+        b'{"id":"batch_req_1","custom_id":"a"}',
+        answer("a") + b'{"id":"batch_req_1","custom_id":"b"}',
+        answer("a") + b'{"id":"batch_req_1", x',
+        b"\0" * 5_000,
+        b"\n" + b"\0" * 5_000,
     ],
 )
 def test_the_file_of_something_else_is_refused_and_left_as_it_is(
@@ -237,13 +254,34 @@ def test_a_line_that_is_wrong_is_named_by_its_number(tmp_path: Path) -> None:
         opened(path, "a")
 
 
-def test_what_a_killed_rewriting_left_is_written_over(tmp_path: Path) -> None:
+def test_rewriting_leaves_the_files_beside_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out"
-    (tmp_path / "out.new").write_bytes(b"half of it")
+    (tmp_path / "out.new").write_bytes(b"mine")
     path.write_bytes(failure("a") + answer("b"))
     opened(path, "a", "b")
     assert path.read_bytes() == answer("b")
-    assert os.listdir(tmp_path) == ["out"]
+    path.write_bytes(failure("a") + answer("b"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResultsRefused, match="the disk is full"):
+        opened(path, "a", "b")
+    assert path.read_bytes() == failure("a") + answer("b")
+    assert (tmp_path / "out.new").read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path)) == ["out", "out.new"]
+
+
+def test_a_file_that_took_the_place_of_an_empty_one_is_not_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with closing(ResultsFile(str(path))) as file:
+        path.unlink()
+        path.write_bytes(b"mine")
+        assert file.missing() is not None
+    assert path.read_bytes() == b"mine"
 
 
 # Who may write

@@ -59,6 +59,49 @@ def test_it_is_in_no_output_whatever_the_provider_says(
     assert not any(path.read_text() for path in tmp_path.glob("*.new"))
 
 
+def by_number(text: str) -> str:
+    return "".join(f"\\u{ord(char):04X}" for char in text)
+
+
+@pytest.mark.parametrize("place", ["content", "name"])
+@pytest.mark.parametrize(
+    "spell", [by_number, lambda text: text.replace("/", "\\/"), lambda text: "\\u0073" + text[1:]]
+)
+def test_it_is_found_however_json_spells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spell: Any, place: str
+) -> None:
+    key = "sk-canary/5f1e"
+    monkeypatch.setenv("KITCHEN_KEY", key)
+
+    def answer(body: dict[str, Any], headers: dict[str, str]) -> samples.Answer:
+        if place == "content":
+            return 200, completion(body, "Yours is KEY").replace(b"KEY", spell(key).encode())
+        return 200, completion(body).replace(b'"usage"', f'"{spell(key)}"'.encode())
+
+    requests = samples.write_requests(tmp_path / "requests.jsonl", 2)
+    with provider(answer) as url:
+        samples.batch(requests, tmp_path / "out", url, api_key_env="KITCHEN_KEY")
+    found = samples.read_results(tmp_path / "out")
+    assert len(found) == 2
+    for result in found.values():
+        assert result["error"] is None
+        assert "canary" not in json.dumps(result)
+
+
+def test_what_is_spelled_in_another_way_and_is_no_key_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITCHEN_KEY", PLAIN)
+
+    def answer(body: dict[str, Any], headers: dict[str, str]) -> samples.Answer:
+        return 200, completion(body, "KEY").replace(b"KEY", b"a\\/b \\u0041 50 %")
+
+    requests = samples.write_requests(tmp_path / "requests.jsonl", 1)
+    with provider(answer) as url:
+        samples.batch(requests, tmp_path / "out", url, api_key_env="KITCHEN_KEY")
+    assert b'"a\\/b \\u0041 50 %"' in (tmp_path / "out").read_bytes()
+
+
 def test_it_is_in_no_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 import tracemalloc
 from contextlib import closing
@@ -10,8 +11,10 @@ import pytest
 
 from tournant.llm.batch.digests import DigestSet, digest_of
 from tournant.llm.batch.errors import InputRefused
+from tournant.llm.batch.fields import CsvRows, PromptMaker
 from tournant.llm.batch.requests import BatchLines
 from tournant.llm.batch.source import Checked, InputFile, Unanswered
+from tournant.llm.batch.templates import Template
 
 
 def check(path: Path) -> Checked:
@@ -113,3 +116,34 @@ def test_a_large_file_is_streamed(tmp_path: Path) -> None:
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert most < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("data", "mend"),
+    [
+        (gzip.compress(b"{}"), "is compressed: gunzip it first"),
+        (b"\x28\xb5\x2f\xfd....", "is compressed: decompress it first"),
+        (b"PK\x03\x04....", "save it as CSV"),
+        ("{}".encode("utf-16"), "is in UTF-16: save it as UTF-8"),
+        (b"\xfe\xff\x00{", "is in UTF-16: save it as UTF-8"),
+    ],
+)
+def test_a_file_in_another_form_is_refused_with_what_to_do(
+    tmp_path: Path, data: bytes, mend: str
+) -> None:
+    (tmp_path / "in").write_bytes(data)
+    with (
+        closing(InputFile(str(tmp_path / "in"), BatchLines())) as file,
+        pytest.raises(InputRefused, match=mend),
+    ):
+        file.check()
+
+
+def test_a_table_without_rows_is_not_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,text\n")
+    form = CsvRows(PromptMaker(Template("{text}"), "m"))
+    with (
+        closing(InputFile(str(tmp_path / "in.csv"), form)) as file,
+        pytest.raises(InputRefused, match="no row below the names of its columns"),
+    ):
+        file.check()

@@ -29,7 +29,10 @@ from tournant.llm.errors import (
 _MOST_REFUSALS = 20
 #: So many requests whose model or address is unknown, before any answer: none will have one.
 _MOST_UNKNOWN = 10
+#: Without any of these a text is spelled as it is.
+_SPELLING = (b"\\", b"&", b"%")
 _encode = msgspec.json.Encoder().encode
+_skip = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class Asker:
@@ -82,14 +85,18 @@ class Asker:
         tally.in_flight += 1
         tally.attempts += 1
         failure: LLMError
+        health.sent()
+        heard = False
         try:
             raw = await self._client.post(request.url, request.body)
         except LLMError as error:
             failure = error
+            heard = error.status is not None
         except asyncio.CancelledError:
             health.left(probe)
             raise
         else:
+            heard = True
             if _is_answer(request.url, raw.body):
                 health.answered = True
                 health.alive()
@@ -101,6 +108,7 @@ class Asker:
             )
         finally:
             tally.in_flight -= 1
+            health.ended(heard)
             if health.stopped and not tally.in_flight:
                 self._idle()
         return self._failed(request, failure, probe)
@@ -116,10 +124,14 @@ class Asker:
     def _answer(self, request: Request, raw: RawReply) -> bytes:
         faults = self._client.faults
         data, body = raw.data.strip(), raw.body
-        if any(secret in data for secret in self._secrets):
-            body = faults.scrubbed(body)
-            data = _encode(body)
-        elif b"\n" in data or b"\r" in data:
+        again = b"\n" in data or b"\r" in data or not _is_strict(data)
+        plain = any(secret in data for secret in self._secrets)
+        if plain or (self._secrets and any(mark in data for mark in _SPELLING)):
+            # A text can be spelled in many ways ("\\/", "\\u006b", "%6b"), so what it means is looked at.
+            scrubbed = faults.scrubbed(body)
+            again = again or plain or scrubbed != body
+            body = scrubbed
+        if again:
             data = _encode(body)
         name = raw.headers.get("x-request-id") or raw.headers.get("request-id")
         return answer_line(request, raw.status, faults.clean(name) if name else "", data)
@@ -165,6 +177,15 @@ class Asker:
             self._unknown += 1
             return self._unknown >= _MOST_UNKNOWN
         return False
+
+
+def _is_strict(data: bytes) -> bool:
+    """Tell whether bytes are JSON for every parser, and so may stand in the results; a client takes more than that."""
+    try:
+        _skip(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _is_answer(url: str, body: Any) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
+import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, BinaryIO
 
 import msgspec
@@ -17,6 +16,7 @@ from tournant.llm.batch.errors import InputRefused
 from tournant.llm.batch.requests import (
     CHAT,
     LONGEST_LINE,
+    TOO_DEEP,
     BadLine,
     Request,
     numbered_lines,
@@ -27,6 +27,9 @@ from tournant.llm.estimate import estimate_tokens
 
 _IDS = ("custom_id", "id")
 _SEPARATORS = (",", ";", "|", "\t")
+#: How spreadsheets say before the table what stands between its cells.
+_DECLARED = re.compile(r"sep=(.)[,;|\t]*[\r\n]*", re.I)
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -87,7 +90,9 @@ class JsonLines:
                 values = _decode(line)
             except msgspec.ValidationError:
                 yield BadLine(number, "it is no JSON object")
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except RecursionError:
+                yield BadLine(number, TOO_DEEP)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 yield BadLine(number, f"it is not JSON ({error})")
             else:
                 yield _made(self._make, values, number)
@@ -109,7 +114,8 @@ class CsvRows:
         """See `Form.read`.
 
         Raises:
-            InputRefused: when the first row has no usable names.
+            InputRefused: when the first row has no usable names, or a quote is never closed, which makes one cell of all that
+                follows.
         """
         # A limit of the whole process, which has no other way to be set; never lowered.
         csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
@@ -121,17 +127,21 @@ class CsvRows:
             text.detach()  # whoever opened the file closes it
 
     def _rows(self, text: io.TextIOWrapper) -> Iterator[Request | BadLine]:
-        first = text.readline(LONGEST_LINE)
-        lines = itertools.chain([first], iter(partial(text.readline, LONGEST_LINE), ""))
-        rows = csv.reader(lines, delimiter=self._separator or _separator(first))
+        separator, before, first = self._beginning(text)
+        lines = _Lines(text, first)
+        # Strict: a quote that is out of place would else change a cell, or join it with the next row, without a word.
+        rows = csv.reader(lines, delimiter=separator, strict=True)
         names: list[str] | None = None
-        line = 1
+        line = before + 1
         while True:
+            lines.of_row.clear()
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield BadLine(line, f"the table is damaged here ({error})")
-                line = rows.line_num + 1
+                if lines.ended:
+                    raise _unclosed(lines.of_row, separator, line) from None
+                yield BadLine(line, _damaged(error, line, before + rows.line_num))
+                line = before + rows.line_num + 1
                 continue
             if row is None:
                 return
@@ -139,7 +149,20 @@ class CsvRows:
                 names = _header(row, line)
             elif row and names is not None:
                 yield self._row(names, row, line)
-            line = rows.line_num + 1
+            line = before + rows.line_num + 1
+
+    def _beginning(self, text: io.TextIOWrapper) -> tuple[str, int, str]:
+        """Pass over what stands before the first row; return the separator, the number of lines passed over, and the row's line."""
+        separator = self._separator
+        before = 0
+        while first := text.readline(LONGEST_LINE):
+            declared = _DECLARED.fullmatch(first)
+            if declared:
+                separator = declared[1]
+            elif first.strip(" \r\n"):
+                break
+            before += 1
+        return separator or _separator(first), before, first
 
     def _row(self, names: list[str], row: list[str], line: int) -> Request | BadLine:
         if len(row) != len(names):
@@ -149,9 +172,57 @@ class CsvRows:
         return _made(self._make, dict(zip(names, row, strict=True)), line)
 
 
+class _Lines:
+    """The lines of a table, for a reader of its rows.
+
+    Attributes:
+        of_row: Those that were taken since it was last cleared.
+        ended: Whether more were asked for than there are.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, first: str) -> None:
+        self.of_row: list[str] = []
+        self.ended = False
+        self._text = text
+        self._first = first
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line, self._first = self._first or self._text.readline(LONGEST_LINE), ""
+        if not line:
+            self.ended = True
+            raise StopIteration
+        self.of_row.append(line)
+        return line
+
+
+def _unclosed(lines: list[str], separator: str, first: int) -> InputRefused:
+    """Say where the quote opened that is still open after the last of these lines, the first of which has the number `first`."""
+    row = next(csv.reader(lines, delimiter=separator))
+    breaks = len(_LINE_BREAK.findall(row[-1]))
+    ends = row[-1].endswith(("\r", "\n"))
+    opened = first + len(lines) - breaks - (not ends)
+    return InputRefused(
+        f"the table has a cell that begins with a quote in line {opened} and never ends, so all that follows would be a part of it: "
+        "close the quote, and write quotes inside of a cell double"
+    )
+
+
+def _damaged(error: csv.Error, line: int, last: int) -> str:
+    here = "here" if last <= line else f"from here to line {last}"
+    return (
+        f"the table is damaged {here} ({error}); a cell that begins with a quote has to end with one, and quotes inside of it "
+        "are written double"
+    )
+
+
 def _made(make: PromptMaker, values: Mapping[str, Any], line: int) -> Request | BadLine:
     try:
         return make.request(values, line)
+    except RecursionError:
+        return BadLine(line, TOO_DEEP)
     except ValueError as error:
         return BadLine(line, str(error))
 

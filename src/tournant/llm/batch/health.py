@@ -1,5 +1,8 @@
 """Whether the provider is there at all: when all wait for it together, and when a batch is given up.
 
+A provider that takes requests and never answers any shows nothing for as long as a call may take, just as a slow one does. So
+silence is measured beside failures: the time in which calls were out and nothing came back.
+
 What goes wrong with one request is counted against that request. What can't be its fault (no connection can be made; for
 some seconds nothing but failures) is an outage: one call at a time goes out to see, the others wait, and the first answer lets
 all go on. Everything here happens on the run's event loop.
@@ -29,6 +32,7 @@ class Health:
         patience: Seconds without an answer after which the batch is given up; 30 at most while none has ever come and no connection
             can be made.
         clock: Seconds, for tests.
+        timeout: Seconds that one call may take. A provider may be silent for so long, and for `patience` on top of that.
 
     Attributes:
         answered: Whether it has ever answered a request as it should.
@@ -36,11 +40,17 @@ class Health:
         error: The failure at which the outage stands, while there is one.
     """
 
-    def __init__(self, patience: float, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, patience: float, clock: Callable[[], float] = monotonic, timeout: float = 0.0
+    ) -> None:
         self.answered = False
         self.stopped = False
         self.error: LLMError | None = None
         self._patience = patience
+        self._longest_silence = patience + timeout
+        self._out = 0
+        self._silence = 0.0
+        self._silent_since = 0.0
         self._clock = clock
         self._down_since: float | None = None
         self._probing = False
@@ -78,6 +88,27 @@ class Health:
                 return True
             self._probe_ended()
         return False
+
+    def sent(self) -> None:
+        """Take in that a call goes out."""
+        if not self._out:
+            self._silent_since = self._clock()
+        self._out += 1
+
+    def ended(self, heard: bool) -> None:
+        """Take in that a call has ended, and whether the provider answered anything at all."""
+        now = self._clock()
+        self._silence = 0.0 if heard else self.silent_for()
+        self._silent_since = now
+        self._out -= 1
+
+    def silent_for(self) -> float:
+        """Return the seconds in which calls were out since anything came back."""
+        return self._silence + (self._clock() - self._silent_since if self._out else 0.0)
+
+    def silence_left(self) -> float:
+        """Return for how many seconds of silence more the provider is waited for."""
+        return self._longest_silence - self.silent_for()
 
     def alive(self) -> None:
         """Take in that the provider has answered, be it with a refusal."""

@@ -27,13 +27,15 @@ from tournant.llm.batch.progress import BatchSnapshot
 from tournant.llm.batch.results import Kept, ResultsFile
 from tournant.llm.batch.source import Checked, InputFile, Unanswered
 from tournant.llm.batch.writer import ResultsWriter, Written
-from tournant.llm.errors import LLMError, MissingExtra
+from tournant.llm.errors import LLMError, LLMTimeout, MissingExtra
 
 if TYPE_CHECKING:
     from tournant.llm.client import Client
 
 #: Seconds that calls which are under way get when the batch is given up; their answers are paid for.
 _GRACE = 10.0
+#: So much later than silence can have lasted too long is it looked at, so that it is looked at once.
+_SLACK = 0.01
 _RETRY = tn.Retry(attempts=1_000_000, delay=1.0, max_delay=30.0, on=LLMError)
 
 
@@ -106,7 +108,7 @@ class _Batch:
 
     def __init__(self, options: BatchOptions, client: Client, checked: Checked, kept: Kept) -> None:
         self.limit, self.adaptive = limits_of(options)
-        self.health = Health(options.patience)
+        self.health = Health(options.patience, timeout=options.timeout)
         self.tally = Tally(options.price)
         self.client = client
         self.retries = options.retries
@@ -115,6 +117,7 @@ class _Batch:
         self.todo = checked.requests - kept.answered - kept.refused
         self.fatal: LLMError | None = None
         self._watched: tn.Watched | None = None
+        self._ended = False
 
     def run(
         self,
@@ -124,6 +127,7 @@ class _Batch:
     ) -> tn.Report:
         def started(watched: tn.Watched) -> None:
             self._watched = watched
+            self.watch_silence()
             if on_start is not None:
                 on_start(BatchRun(self, watched))
 
@@ -134,6 +138,7 @@ class _Batch:
         except (tn.PipelineFailed, tn.SourceFailed) as failed:
             raise _cause_of(failed, writer) from failed
         finally:
+            self._ended = True
             writer.end()
         if writer.error is not None:
             raise writer.error
@@ -179,8 +184,22 @@ class _Batch:
 
     def drained(self) -> None:
         """Take in that nothing more is to be asked."""
-        if self.health.down:
-            self._stop()  # what waits for the provider was not sent, so it is not under way
+        self._stop()  # what the stage has taken in and not sent is not under way
+
+    def watch_silence(self) -> None:
+        """Give up when nothing at all comes back for too long; look again when that may be so. On the loop."""
+        if self._ended or self.health.stopped:
+            return
+        left = self.health.silence_left()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left + _SLACK, self.watch_silence)
+            return
+        self.give_up(
+            LLMTimeout(
+                f"the provider took requests and answered none of them for {self.health.silent_for():,.0f} s; check that it "
+                "is well and that base_url is the API's address, or allow more with timeout and patience"
+            )
+        )
 
     def idle(self) -> None:
         """Drop what waits for another attempt: nothing is under way any more."""

@@ -19,8 +19,10 @@ _encode = msgspec.json.Encoder().encode
 #: The provider has looked at these and said no: the same request would be refused again.
 REFUSED_KINDS = frozenset({BadRequest.kind, ContextTooLong.kind})
 _REFUSED_STATUSES = frozenset({400, 413, 422})
-#: What every line begins with, here and elsewhere.
-BEGINNING = b'{"id":'
+#: What every line begins with that is written here, and by OpenAI.
+BEGINNING = b'{"id":"batch_req_'
+_BEGINNINGS = (BEGINNING, b'{"id": "batch_req_')
+_NUMBER = b"0123456789+-.eE"
 
 
 class State(Enum):
@@ -42,6 +44,7 @@ class _Line(msgspec.Struct, gc=False):
 
 
 _line = msgspec.json.Decoder(_Line).decode
+_decode = msgspec.json.Decoder().decode
 
 
 def answer_line(request: Request, status: int, request_id: str, body: bytes) -> bytes:
@@ -103,3 +106,21 @@ def read_line(line: bytes) -> tuple[str, State]:
     if code in REFUSED_KINDS or status in _REFUSED_STATUSES:
         return found.custom_id, State.REFUSED
     return found.custom_id, State.FAILED
+
+
+def is_half(line: bytes) -> bool:
+    """Tell whether bytes are the beginning of a line of results, and not all of it: what a kill leaves."""
+    if not any(line[: len(begin)] == begin[: len(line)] for begin in _BEGINNINGS):
+        return False
+    # In the middle of a number a parser sees a wrong one, not a missing end.
+    return _is_cut(line) or _is_cut(line.rstrip(_NUMBER))
+
+
+def _is_cut(text: bytes) -> bool:
+    try:
+        _decode(text)
+    except RecursionError:
+        return False
+    except (msgspec.MsgspecError, UnicodeDecodeError) as wrong:
+        return "truncated" in str(wrong)
+    return False

@@ -81,6 +81,8 @@ class BatchOptions:
             if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
                 raise InvalidBatch(f"{name}={short(value)}: give the path of a file")
             object.__setattr__(self, name, os.fspath(value))
+        for name in ("prompt", "system", "model", "base_url", "api_key_env"):
+            _check_text(name, getattr(self, name))
         table = os.path.splitext(self.input)[1].lower() in _TABLES
         if self.prompt is None:
             for name in ("system", "max_tokens"):
@@ -93,12 +95,20 @@ class BatchOptions:
                     f"the input {short(self.input, 200)} is a table: give a prompt that names its columns, such as "
                     "'Summarise: {text}'"
                 )
-        elif not self.model:
+        elif self.model is None:
             raise InvalidBatch("a prompt needs a model to be sent to: give model (--model NAME)")
         for name in ("rpm", "tpm", "timeout"):
             value = getattr(self, name)
             if value is not None and not _positive(value):
                 raise InvalidBatch(f"{name}={short(value)}: give a number above 0")
+        if self.limit is not None and not isinstance(self.limit, RateLimit):
+            raise InvalidBatch(
+                f"limit={short(self.limit)}: give a RateLimit, such as tn.RateLimit('500/min'), or rpm and tpm"
+            )
+        if not _pair(self.concurrency) or not all(map(_whole, self.concurrency)):
+            raise InvalidBatch(
+                f"concurrency={short(self.concurrency)}: give the fewest and the most calls at once, such as (1, 64)"
+            )
         if self.limit is not None and (self.rpm is not None or self.tpm is not None):
             raise InvalidBatch("limit= and rpm= or tpm= contradict each other: give one of them")
         if not _whole(self.retries) or self.retries < 0:
@@ -110,7 +120,7 @@ class BatchOptions:
         if not _number(self.patience) or not 0 <= self.patience < math.inf:
             raise InvalidBatch(f"patience={short(self.patience)}: give seconds, 0 or more")
         if self.price is not None and not (
-            len(self.price) == 2 and all(_number(p) and 0 <= p < math.inf for p in self.price)
+            _pair(self.price) and all(_number(p) and 0 <= p < math.inf for p in self.price)
         ):
             raise InvalidBatch(
                 f"price={short(self.price)}: give what a million tokens cost, read and written, such as (0.15, 0.60)"
@@ -154,10 +164,10 @@ def client_of(options: BatchOptions) -> Client:
             f"the environment variable{name} that is to hold the API key is not set: export the key in it, and give its "
             "name, not the key"
         )
-    url = options.base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    url = options.base_url if options.base_url is not None else os.environ.get(URL_VARIABLE)
     try:
         return Client(
-            url,
+            url or DEFAULT_URL,
             api_key_env=variable,
             timeouts=Timeouts(connect=min(10.0, options.timeout), total=options.timeout),
             headers=options.headers,
@@ -180,6 +190,18 @@ def limits_of(options: BatchOptions) -> tuple[RateLimit, Adaptive]:
         return limit, Adaptive(*options.concurrency)
     except (InvalidLimit, TypeError) as error:
         raise InvalidBatch(f"the limits can't be: {error}") from None
+
+
+def _check_text(name: str, value: object) -> None:
+    if value is None or (isinstance(value, str) and value.strip()):
+        return
+    # Who gives the key itself in place of its variable's name shall not see it in a message.
+    given = "" if name == "api_key_env" and value != "" else f"={short(value)}"
+    raise InvalidBatch(f"{name}{given}: give a text that is not empty, or leave it out")
+
+
+def _pair(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
 
 
 def _whole(value: object) -> bool:

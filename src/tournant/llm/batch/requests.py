@@ -20,6 +20,8 @@ URLS = (CHAT, COMPLETIONS, EMBEDDINGS)
 LONGEST_LINE = 64 * 2**20
 #: From this size on a body may hold pictures, whose bytes say nothing about tokens.
 _LARGE_BODY = 32_768
+#: What is said of a line that no parser can follow.
+TOO_DEEP = "its lists and objects are nested too deeply; no provider would read that"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -109,6 +111,8 @@ class BatchLines:
                 yield BadLine(number, _told(error, line))
             except UnicodeDecodeError:
                 yield BadLine(number, "it is not UTF-8")
+            except RecursionError:
+                yield BadLine(number, TOO_DEEP)
             except ValueError as error:
                 yield BadLine(number, str(error))
 
@@ -187,7 +191,7 @@ def _told(error: msgspec.MsgspecError, line: bytes) -> str:
         return f"it is not JSON ({error})"
     try:
         given = msgspec.json.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         given = None
     if isinstance(given, dict) and not given.keys() & {"url", "body"}:
         return (

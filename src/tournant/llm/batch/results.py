@@ -1,6 +1,6 @@
 """The file of results as the ledger of a batch: who may write it, what it holds already, and how it is mended.
 
-What a kill can leave is a half-written last line, which is cut off. Whatever else would change what is there (leaving
+What a kill can leave is a half-written last line, which is cut off once all other lines have been found to be results. Whatever else would change what is there (leaving
 out failures that are asked again) writes a new file beside it, and puts that in its place whole.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from tournant.errors import short
 from tournant.llm.batch.digests import DigestSet, digest_of
 from tournant.llm.batch.errors import ResultsRefused
-from tournant.llm.batch.lines import BEGINNING, State, read_line
+from tournant.llm.batch.lines import State, is_half, read_line
 
 _BUFFER = 2**20
 _LONGEST_LINE = 2**29
@@ -83,7 +84,11 @@ class ResultsFile:
         """Close it, which gives the lock back. A file that was made here and is still empty goes. Twice is once."""
         if self.descriptor < 0:
             return
-        if self.made and os.fstat(self.descriptor).st_size == 0:
+        if (
+            self.made
+            and os.fstat(self.descriptor).st_size == 0
+            and _same(self.descriptor, self.path)
+        ):
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
         os.close(self.descriptor)
@@ -139,21 +144,29 @@ class ResultsFile:
             ResultsRefused: when it is no file of results, or can't be written.
         """
         try:
-            self._mend_end()
+            start = self._last_line(os.fstat(self.descriptor).st_size)
             kept = Kept()
-            leave_out = 0
-            for _, custom_id, state in self._lines():
+            leave_out = lines = 0
+            for _, custom_id, state in self._lines(start):
+                lines += 1
                 leave_out += not _keep(kept, custom_id, state, ids, retry_refused)
+            # Nothing is cut before all the rest is known to be results.
+            last = self._mend_end(start, lines > 0)
+            if last is not None:
+                leave_out += not _keep(kept, *last, ids, retry_refused)
             if leave_out:
                 self._rewrite(ids, retry_refused)
         except OSError as error:
             raise self.unwritable(error) from error
         return kept
 
-    def _lines(self) -> Iterator[tuple[bytes, str, State]]:
-        """Return each line, whose it is and what it says."""
+    def _lines(self, end: int | None = None) -> Iterator[tuple[bytes, str, State]]:
+        """Return each line, whose it is and what it says; up to `end`, where a line begins."""
         with self._reader() as file:
-            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
+            number = place = 0
+            while (end is None or place < end) and (line := file.readline(_LONGEST_LINE)):
+                number += 1
+                place += len(line)
                 if line.isspace():
                     continue
                 try:
@@ -168,27 +181,32 @@ class ResultsFile:
     def _reader(self) -> BinaryIO:
         return open(self.path, "rb", buffering=_BUFFER)
 
-    def _mend_end(self) -> None:
-        """Cut a half-written last line off, or give a whole one the line break that it lacks."""
-        size = os.fstat(self.descriptor).st_size
-        start = self._last_line(size)
-        if start == size:
-            return
+    def _mend_end(self, start: int, after_others: bool) -> tuple[str, State] | None:
+        """Cut a half-written last line off, or give a whole one the line break that it lacks and return what it says.
+
+        Args:
+            start: Where the last line begins that has no line break.
+            after_others: Whether there are results before it.
+        """
         with self._reader() as file:
             file.seek(start)
-            line = file.read(min(size - start, _LONGEST_LINE))
+            line = file.read(_LONGEST_LINE)
+        text = line.rstrip(b"\0")  # zeros are what a crash of the machine leaves
+        if not line:
+            return None
         try:
-            read_line(line)
+            found = read_line(text)
         except ValueError:
-            # Nothing but a beginning of what is written here is cut, nor zeros that a crash of the machine leaves.
-            if line[: len(BEGINNING)] != BEGINNING[: len(line)] and line.strip(b"\0"):
+            if not (is_half(text) if text else after_others):
                 raise self._refused(
                     "does not end as a file of results ends; is it the right file? Nothing was sent, and nothing in it "
                     "was changed"
                 ) from None
             os.ftruncate(self.descriptor, start)
-        else:
-            os.write(self.descriptor, b"\n")
+            return None
+        os.ftruncate(self.descriptor, start + len(text))
+        os.write(self.descriptor, b"\n")
+        return found
 
     def _last_line(self, size: int) -> int:
         """Return where the last line begins; `size` where the file ends with a line break."""
@@ -205,11 +223,12 @@ class ResultsFile:
 
     def _rewrite(self, ids: DigestSet, retry_refused: bool) -> None:
         """Write the lines that stay into a new file, and put it in place of the old one."""
-        beside = f"{self.path}.new"  # what a kill leaves there is written over: there is one writer
-        mode = stat.S_IMODE(os.fstat(self.descriptor).st_mode)
-        new = os.open(
-            beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, mode
+        # A name that nobody else has: whatever lies there already is somebody's file.
+        beside = os.path.join(
+            os.path.dirname(self.path), f".tournant-results-{secrets.token_hex(8)}.new"
         )
+        mode = stat.S_IMODE(os.fstat(self.descriptor).st_mode)
+        new = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, mode)
         try:
             self._lock(new)
             kept = Kept()
@@ -227,6 +246,19 @@ class ResultsFile:
         old, self.descriptor = self.descriptor, new
         os.close(old)
         sync_folder(self.path)
+
+    def missing(self) -> ResultsRefused | None:
+        """Return an error where the file is no longer what stands at its path, so that what is written would be lost."""
+        try:
+            there = _same(self.descriptor, self.path)
+        except OSError as error:
+            return self.unwritable(error)
+        if there:
+            return None
+        return self._refused(
+            "was deleted, moved or replaced while the batch wrote it; put it back, or run the batch again, which asks "
+            "what is not in it"
+        )
 
     # Errors
 

@@ -12,11 +12,20 @@ from typing import BinaryIO, cast
 from tournant.errors import short
 from tournant.llm.batch.digests import DigestSet
 from tournant.llm.batch.errors import InputRefused
+from tournant.llm.batch.fields import CsvRows
 from tournant.llm.batch.requests import BadLine, Form, Request
 
 _BUFFER = 2**20
 #: Bad lines that are kept to be listed; beyond that they are counted.
 MOST_BAD = 1_000
+#: What files begin with that hold requests only for whoever converts them first.
+_OTHER_FORMS = (
+    (b"\x1f\x8b", "is compressed: gunzip it first"),
+    (b"\x28\xb5\x2f\xfd", "is compressed: decompress it first (unzstd)"),
+    (b"PK\x03\x04", "is a zip archive or a spreadsheet: unpack it, or save it as CSV"),
+    (b"\xff\xfe", "is in UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    (b"\xfe\xff", "is in UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+)
 
 
 @dataclass(slots=True)
@@ -74,6 +83,7 @@ class InputFile:
             InputRefused: when a ``custom_id`` is there twice, when there is no request in it, or it can't be read.
         """
         checked = Checked()
+        self._look_at_form()
         for entry in self._read():
             if isinstance(entry, BadLine):
                 checked.bad_count += 1
@@ -85,7 +95,9 @@ class InputFile:
                 raise self._doubled(entry)
         if not checked.requests:
             if not checked.bad_count:
-                raise self._refused("is empty; there is nothing to ask")
+                table = self.status.st_size and isinstance(self._form, CsvRows)
+                what = "has no row below the names of its columns" if table else "is empty"
+                raise self._refused(f"{what}; there is nothing to ask")
             first = checked.bad[0]
             raise self._refused(
                 f"has no request in it; {checked.bad_count:,} line(s) are none, the first of them line {first.line}: "
@@ -102,6 +114,15 @@ class InputFile:
         for entry in self._read():
             if isinstance(entry, Request) and entry.digest not in answered:
                 yield entry
+
+    def _look_at_form(self) -> None:
+        try:
+            start = os.pread(self._file.fileno(), 4, 0)
+        except OSError as error:
+            raise self._refused(f"can't be read: {error.strerror}") from error
+        for beginning, mend in _OTHER_FORMS:
+            if start.startswith(beginning):
+                raise self._refused(f"{mend} (nothing was sent)")
 
     def _read(self) -> Iterator[Request | BadLine]:
         try:

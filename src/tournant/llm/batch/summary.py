@@ -49,6 +49,6 @@ def totals(outcome: BatchOutcome, *, interrupted: bool) -> str:
     if outcome.cost is not None:
         words.append(f"cost {money(outcome.cost)}")
     words.append(f"{outcome.seconds:.1f} s")
-    if interrupted:
+    if interrupted and outcome.unfinished:
         words.append("stopped before the end; run it again to go on")
     return ", ".join(words) + "."

@@ -90,7 +90,7 @@ class ResultsWriter:
             group, ending = self._next()
             self._write([line for line, _ in group])
             _tell([future for _, future in group])
-            if self._unsynced and (ending or monotonic() - self._synced_at >= _SYNC_SECONDS):
+            if ending or (self._unsynced and monotonic() - self._synced_at >= _SYNC_SECONDS):
                 self._sync()
 
     def _next(self) -> tuple[list[_Waiting], bool]:
@@ -129,6 +129,7 @@ class ResultsWriter:
             os.fsync(self._file.descriptor)
         except OSError as error:
             self.error = self.error or self._file.unwritable(error)
+        self.error = self.error or self._file.missing()
         self._unsynced = False
         self._synced_at = monotonic()
 

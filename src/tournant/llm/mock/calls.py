@@ -100,8 +100,12 @@ class Call:
         """Give up on it: the provider stops."""
         if self._timer is not None:
             self._timer.cancel()
-        if self.task is not None:
-            self.task.cancel()
+        task, self.task = (
+            self.task,
+            None,
+        )  # cancelled twice, it would leave the model in the middle of its closing
+        if task is not None:
+            task.cancel()
 
     def _left(self) -> None:
         self.close()

@@ -1,7 +1,7 @@
 """``/control`` and ``/stats``: changing the provider while it runs, and asking what it has seen.
 
 The body of ``POST /control`` is a JSON object of settings, by their names in `MockSettings`, and of two orders: ``"down"`` (seconds
-in which connections are refused; those that are open are reset at once) and ``"reset"`` (one or several of ``"stats"``,
+in which connections are refused, those to ``/control`` too, so that it can't be cut short; those that are open are reset at once) and ``"reset"`` (one or several of ``"stats"``,
 ``"limits"``, ``"settings"``, ``"connections"``). Everything in it happens, or, with a reply of 400, nothing. The reply holds the settings in force.
 """
 

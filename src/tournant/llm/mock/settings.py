@@ -68,7 +68,7 @@ class MockSettings:
         context: The model's context in tokens, or ``None``: prompt and answer beyond it are refused with 400.
         quota: Tokens until the account is used up (429 ``insufficient_quota``), or ``None``.
         models: The models it has; others are answered 404. Empty, the default: any name will do.
-        answer_tokens: The length of an answer when the call says none (``max_tokens``). Default 16.
+        answer_tokens: The length of an answer when the call says none (``max_tokens``); 0 for empty ones. Default 16.
         dimensions: The length of a vector when the call says none. Default 256.
         seed: What fate and latency are drawn with: a whole number. Default 0.
         max_body: Bytes of the longest request body; longer ones are answered 413. Default 32 MiB.

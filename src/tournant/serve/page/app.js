@@ -6,7 +6,7 @@ import { Documents } from "./documents.js";
 import { byId, el, setText } from "./dom.js";
 import { askForKey, wireKey } from "./key.js";
 import { Live } from "./live.js";
-import { describe, findModels } from "./parts.js";
+import { findParts, NOBODY_KNOWS, wantsKey } from "./parts.js";
 
 const WORDS = {
   both: ["Ask the documents", "The answer comes with the passages it is drawn from.", "Ask a question"],
@@ -14,28 +14,24 @@ const WORDS = {
   index: ["Search the documents", "What fits your words and their meaning, best first.", "Search for"],
 };
 
-/** Before there is a key: as if there were somebody. */
-const NOBODY_KNOWS = { llm: true, models: [], embedder: null, trouble: null };
-
 const conversation = new Conversation();
 const documents = new Documents();
 const live = new Live();
 wireKey();
 
 async function arrange() {
-  let described;
+  let keyed;
   try {
-    described = await describe();
+    keyed = await wantsKey();
   } catch (error) {
     setText(byId("headline"), "The server does not answer");
     setText(byId("lede"), error.message);
     return;
   }
-  const { index, keyed } = described;
   const keyless = keyed && !hasKey();
   if (keyless) askForKey();
   else live.start();
-  const { llm, models, embedder, trouble } = keyless ? NOBODY_KNOWS : await findModels();
+  const { llm, index, models, embedder, trouble } = keyless ? NOBODY_KNOWS : await findParts();
   if (keyed || trouble?.status === 401) byId("key-open").hidden = false;
   const [headline, lede, placeholder] = WORDS[llm && index ? "both" : llm ? "llm" : "index"];
   if (llm || index) {
@@ -50,12 +46,12 @@ async function arrange() {
   byId("ask").hidden = !(llm || index);
   say("no-llm", ...(llm ? [] : ["There is no language model: start the server with ", option("--llm"), " to get answers."]));
   if (trouble && trouble.status !== 401) say("no-llm", `The model can't be asked now: ${trouble.message}`);
-  say("no-index", ...(index ? [] : ["There is no index: start the server with ", option("--index"), " to add documents and to get answers with sources."]));
+  say("no-index", ...(index !== false ? [] : ["There is no index: start the server with ", option("--index"), " to add documents and to get answers with sources."]));
   byId("model").replaceChildren(...models.map((name) => el("option", { value: name }, name)));
   setText(byId("serving"), serving(models, embedder));
   byId("jump-documents").hidden = !index;
-  documents.enabled = index;
-  conversation.can = { llm, index };
+  documents.enabled = index === true;
+  conversation.can = { llm, index: index === true };
   if ((llm || index) && byId("key-form").hidden && matchMedia("(pointer: fine)").matches) byId("question").focus();
 }
 

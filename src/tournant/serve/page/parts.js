@@ -2,30 +2,33 @@
 
 import { call } from "./api.js";
 
-/** Ask what this server serves; anyone may. Returns `{keyed, index}`: whether it wants a key, and whether there is an index. */
-export async function describe() {
+/** Ask whether the server wants a key; anyone may. */
+export async function wantsKey() {
   const description = await (await call("openapi.json")).json();
-  return {
-    keyed: Array.isArray(description.security) && description.security.length > 0,
-    index: "/v1/search" in (description.paths ?? {}),
-  };
+  return Array.isArray(description.security) && description.security.length > 0;
 }
 
 /**
- * Ask who answers. Returns `{llm, models, embedder, trouble}`: whether somebody does, the names of the models, the embedding model's name
- * or null, and the error that kept the models from being listed, or null.
+ * Ask what this server serves. Returns `{llm, index, models, embedder, trouble}`: whether somebody answers, whether there is an index, the
+ * names of the models, the embedding model's name or null, and the error that kept any of it from being found out, or null.
  */
-export async function findModels() {
-  let listed;
-  let stats;
+export async function findParts() {
+  let serves;
   try {
-    stats = await (await call("v1/stats")).json();
-    listed = (await (await call("v1/models")).json()).data.map(({ id }) => id);
+    ({ serves } = await (await call("v1/stats")).json());
   } catch (error) {
-    // Whoever can't list models is an upstream: there is one, it just doesn't answer now, or wants a key.
-    return { llm: true, models: [], embedder: null, trouble: error };
+    return { ...NOBODY_KNOWS, trouble: error };
   }
-  const embedder = stats.embedding ? listed.pop() : null; // the server lists its own last
-  const models = listed.filter((id) => id !== "rag"); // the same models, with retrieval: the page asks for that itself
-  return { llm: models.length > 0, models, embedder, trouble: null };
+  if (!serves.llm) return { ...serves, models: [], trouble: null };
+  try {
+    const listed = (await (await call("v1/models")).json()).data.map(({ id }) => id);
+    if (serves.embedder !== null) listed.pop(); // the server lists its own last
+    const models = listed.filter((id) => id !== "rag"); // the same models, with retrieval: the page asks for that itself
+    return { ...serves, models, trouble: null };
+  } catch (error) {
+    return { ...serves, models: [], trouble: error };
+  }
 }
+
+/** As long as the server tells nothing, as without a key: as if somebody answered; whether there is an index is not known. */
+export const NOBODY_KNOWS = { llm: true, index: null, models: [], embedder: null, trouble: null };
