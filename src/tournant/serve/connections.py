@@ -93,6 +93,9 @@ class Connection(HttpToolsProtocol):
         for presence in list(self._presences):
             presence.left()
         super().connection_lost(exc)
+        # None of these is of use any more, and each knows the connection: no need to wait for the garbage collection.
+        self._answering = self.cycle = self.scope = None  # type: ignore[assignment]
+        self.pipeline.clear()
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:

@@ -201,7 +201,7 @@ class StreamRelay(Fetch):
             self._pause,
             self._resume,
         )
-        self._feed = self._pump.feed
+        self._feed: Callable[[bytes], None] = self._pump.feed
         self._cut_events = self._cutter.feed
         self.failed: HTTPError | None = None
 
@@ -246,6 +246,7 @@ class StreamRelay(Fetch):
         finally:
             self._ticker.watched.discard(self)
             self.cut()
+            self._pump.let_go()
 
     def interrupt(self, error: HTTPError) -> None:
         """End the stream with an error event. Only of use once it has started."""
