@@ -220,6 +220,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
 
 
-def quiet_uvicorn() -> None:
-    """Let uvicorn log only what is wrong, and what a client sends that is no HTTP not at all."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+def quiet_parsers() -> None:
+    """Let the libraries that read requests log only what is wrong with the server: what clients send could fill the log."""
+    for name in ("uvicorn.error", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
