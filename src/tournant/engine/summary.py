@@ -50,7 +50,7 @@ def build_report(run: Run) -> Report:
     if resources and ended:
         utilisation, seconds, bottleneck = max(resources)
         ceiling = ended / seconds if seconds > 0 else None
-    return Report(
+    report = Report(
         sourced=run.source.sourced,
         done=run.done,
         failed=run.failed,
@@ -67,6 +67,9 @@ def build_report(run: Run) -> Report:
         ceiling=ceiling,
         warnings=tuple(run.warnings),
     )
+    for segment in run.segments:
+        report = segment.amend(report)
+    return report
 
 
 def check_sum(run: Run, report: Report) -> None:
