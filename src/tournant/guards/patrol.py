@@ -1,0 +1,158 @@
+"""The process's one watchdog thread: it wakes up, notes how late it is itself and why, and lets everybody who joined take a look.
+
+It starts when the first joins and is gone when the last has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from time import perf_counter
+from typing import Protocol
+
+from tournant.guards.clocks import queued_seconds, switches
+
+#: Seconds between two looks: while all is well, and while something is being looked into.
+CALM, HURRY = 0.05, 0.02
+_log = logging.getLogger("tournant.guards")
+
+
+class Tick:
+    """One wake-up.
+
+    Attributes:
+        now: when, by `time.perf_counter`.
+        last: when the previous one was.
+        late: seconds by which it came later than it should have.
+        lock_waited: whether it waited for the interpreter lock for a switch interval or longer.
+        queued: seconds for which the watchdog itself was ready to run and got no core; 0.0 where the system doesn't tell.
+    """
+
+    __slots__ = ("last", "late", "lock_waited", "now", "queued")
+
+    def __init__(self, now: float, last: float, late: float, lock_waited: bool, queued: float):
+        self.now = now
+        self.last = last
+        self.late = late
+        self.lock_waited = lock_waited
+        self.queued = queued
+
+
+class Member(Protocol):
+    """Who takes looks. Both methods are called on the watchdog thread, and must be quick."""
+
+    def look(self, tick: Tick) -> None:
+        """Look."""
+
+    def hurry(self) -> bool:
+        """Tell whether the next look should come soon."""
+
+
+class _Patrol:
+    """One life of the thread: from the first member to the last."""
+
+    def __init__(self) -> None:
+        self.members: list[Member] = []
+        self.ended = False
+        # Held while there are members: waiting for it with a timeout is a sleep that `leave` and `soon` can cut short.
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.thread = threading.Thread(target=self._run, name="tournant-watchdog", daemon=True)
+
+    def _run(self) -> None:
+        me = threading.get_native_id()
+        last = perf_counter()
+        given, queued = switches(), queued_seconds(me)
+        delay = CALM
+        while True:
+            cut_short = self.wake.acquire(timeout=delay)
+            now = perf_counter()
+            if self._over():
+                return
+            after = switches()
+            late = 0.0 if cut_short else max(0.0, now - last - delay)
+            if given is not None and after is not None:
+                # Once for the sleep itself, once for the wait that asks for the lock, and again if it wasn't given at once.
+                lock_waited = after - given >= 3 and late > 0.5 * sys.getswitchinterval()
+            else:
+                lock_waited = late > 0.8 * sys.getswitchinterval()
+            stood = 0.0
+            if late > CALM and queued is not None:
+                stood = max(0.0, (queued_seconds(me) or queued) - queued)
+            tick = Tick(now, last, late, lock_waited, stood)
+            delay = CALM
+            for member in list(self.members):
+                try:
+                    member.look(tick)
+                    if member.hurry():
+                        delay = HURRY
+                except Exception:
+                    # A guard that fails must not take the others along, nor the program.
+                    _log.exception("a guard failed: %r. It has been switched off", member)
+                    leave(member)
+            last = perf_counter()
+            given = switches()
+            if late > CALM:
+                queued = queued_seconds(me)
+
+    def _over(self) -> bool:
+        with _lock:
+            if not self.members:
+                self.ended = True
+            return self.ended
+
+
+_lock = threading.Lock()
+_patrol: _Patrol | None = None
+
+
+def join(member: Member) -> None:
+    """Have `member` look from now on."""
+    global _patrol
+    with _lock:
+        if _patrol is None or _patrol.ended:
+            _patrol = _Patrol()
+            _patrol.members.append(member)
+            _patrol.thread.start()
+        elif member not in _patrol.members:
+            _patrol.members.append(member)
+
+
+def leave(member: Member) -> None:
+    """Let `member` look no more. It may be in the middle of its last look."""
+    with _lock:
+        if _patrol is None:
+            return
+        if member in _patrol.members:
+            _patrol.members.remove(member)
+        last = not _patrol.members
+    if last:
+        soon()
+
+
+def soon() -> None:
+    """Have the watchdog look at once."""
+    patrol = _patrol
+    if patrol is not None:
+        with contextlib.suppress(RuntimeError):  # Somebody else has just done so.
+            patrol.wake.release()
+
+
+def on_patrol() -> bool:
+    """Tell whether the watchdog thread is there."""
+    patrol = _patrol
+    return patrol is not None and patrol.thread.is_alive()
+
+
+def _after_fork() -> None:
+    global _lock, _patrol
+    # The child of a fork has no watchdog thread, and nobody who watches.
+    _lock = threading.Lock()
+    _patrol = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
