@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tournant.errors import short
+
+if TYPE_CHECKING:
+    from tournant.guards.finding import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,7 @@ class Report:
         ceiling: inputs per second that the measured demands allow at full use of the bottleneck, by the utilisation law
             (Denning and Buzen, 1978).
         warnings: what looked wrong, each with its mend.
+        findings: what the guards found, each with file, line and stage; their sentences are among the warnings.
     """
 
     sourced: int = 0
@@ -178,6 +182,7 @@ class Report:
     utilisation: float = 0.0
     ceiling: float | None = None
     warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data that ``json.dumps`` takes."""
@@ -185,6 +190,7 @@ class Report:
         plain["failures"] = [failure.as_dict() for failure in self.failures]
         plain["stages"] = [asdict(stage) for stage in self.stages]
         plain["warnings"] = list(self.warnings)
+        plain["findings"] = [finding.as_dict() for finding in self.findings]
         return plain
 
     def __str__(self) -> str:

@@ -66,6 +66,7 @@ def build_report(run: Run) -> Report:
         utilisation=min(1.0, utilisation),
         ceiling=ceiling,
         warnings=tuple(run.warnings),
+        findings=tuple(run.guarding.findings),
     )
 
 

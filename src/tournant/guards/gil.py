@@ -36,6 +36,8 @@ ONE_CORE = 1.3
 MOSTLY = 0.5
 #: Share of the process's CPU time that must be the stage's own: others may hold the lock too.
 OWN = 0.6
+#: Share of wake-ups below which the lock holds nobody up.
+SELDOM = 0.2
 #: Cores below which threads wait for something else.
 LITTLE = 0.25
 #: Old evidence loses half of its weight after so many seconds, so a stage that changes is judged anew.
@@ -53,8 +55,9 @@ class Scaling:
 
     Attributes:
         name: the stage or group.
-        verdict: ``"gil-bound"`` (one thread at a time: use processes), ``"scales"`` (threads use more than one core),
-            ``"waits"`` (they hardly compute), ``"unknown"`` (not enough seen yet, or too mixed to tell).
+        verdict: ``"gil-bound"`` (one thread at a time: use processes), ``"scales"`` (threads use more than one core, or
+            would if the machine had one to give: none waits for the lock), ``"waits"`` (they hardly compute), ``"unknown"`` (not
+            enough seen yet, or too mixed to tell).
         workers: threads at work, on average.
         cores: CPU seconds of these threads per second.
         process_cores: the same of the whole process.
@@ -201,9 +204,9 @@ class GilProbe:
                 if gil_enabled()
                 else False
             )
-            if locked and cores >= LITTLE:
+            if locked:
                 verdict = "gil-bound"
-            elif cores > ONE_CORE:
+            elif cores > ONE_CORE or (cores >= LITTLE and waited < SELDOM and gil_enabled()):
                 verdict = "scales"
             elif cores < LITTLE and waited < MOSTLY:
                 verdict = "waits"

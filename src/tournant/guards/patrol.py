@@ -13,10 +13,11 @@ import threading
 from time import perf_counter
 from typing import Protocol
 
-from tournant.guards.clocks import queued_seconds, switches
+from tournant.guards.clocks import cpu_seconds, switches
 
 #: Seconds between two looks: while all is well, and while something is being looked into.
 CALM, HURRY = 0.05, 0.02
+_MOST_THREADS = 64
 _log = logging.getLogger("tournant.guards")
 
 
@@ -28,17 +29,37 @@ class Tick:
         last: when the previous one was.
         late: seconds by which it came later than it should have.
         lock_waited: whether it waited for the interpreter lock for a switch interval or longer.
-        queued: seconds for which the watchdog itself was ready to run and got no core; 0.0 where the system doesn't tell.
     """
 
-    __slots__ = ("last", "late", "lock_waited", "now", "queued")
+    __slots__ = ("_cpu", "_before", "last", "late", "lock_waited", "now")
 
-    def __init__(self, now: float, last: float, late: float, lock_waited: bool, queued: float):
+    def __init__(self, now: float, last: float, late: float, lock_waited: bool, before: Tick | None):
         self.now = now
         self.last = last
         self.late = late
         self.lock_waited = lock_waited
-        self.queued = queued
+        self._cpu: dict[int, float] | None = None
+        if before is not None:
+            before._before = None
+        self._before = before
+
+    @property
+    def cpu(self) -> dict[int, float]:
+        """CPU seconds so far of each thread that Python knows, by native id; empty where there are very many."""
+        if self._cpu is None:
+            threads = threading.enumerate() if threading.active_count() <= _MOST_THREADS else []
+            me = threading.get_native_id()
+            pairs = [(t.native_id, cpu_seconds(t.native_id)) for t in threads if t.native_id]
+            self._cpu = {n: cpu for n, cpu in pairs if cpu is not None and n != me}
+        return self._cpu
+
+    @property
+    def spent(self) -> dict[int, float]:
+        """CPU seconds of each thread since the previous wake-up; empty if nobody asked for `cpu` then."""
+        before = self._before._cpu if self._before is not None else None
+        if before is None:
+            return {}
+        return {thread: cpu - before.get(thread, 0.0) for thread, cpu in self.cpu.items()}
 
 
 class Member(Protocol):
@@ -63,9 +84,9 @@ class _Patrol:
         self.thread = threading.Thread(target=self._run, name="tournant-watchdog", daemon=True)
 
     def _run(self) -> None:
-        me = threading.get_native_id()
         last = perf_counter()
-        given, queued = switches(), queued_seconds(me)
+        given = switches()
+        tick: Tick | None = None
         delay = CALM
         while True:
             cut_short = self.wake.acquire(timeout=delay)
@@ -74,15 +95,16 @@ class _Patrol:
                 return
             after = switches()
             late = 0.0 if cut_short else max(0.0, now - last - delay)
+            interval = sys.getswitchinterval()
             if given is not None and after is not None:
-                # Once for the sleep itself, once for the wait that asks for the lock, and again if it wasn't given at once.
-                lock_waited = after - given >= 3 and late > 0.5 * sys.getswitchinterval()
+                # Once for the sleep itself, once for the wait that asks for the lock, and again for each interval in which it
+                # wasn't given. A process that was stopped has waited for long too, and switched a few times only.
+                lock_waited = late > 0.5 * interval and after - given >= max(
+                    3, 2 + 0.3 * late / interval
+                )
             else:
-                lock_waited = late > 0.8 * sys.getswitchinterval()
-            stood = 0.0
-            if late > CALM and queued is not None:
-                stood = max(0.0, (queued_seconds(me) or queued) - queued)
-            tick = Tick(now, last, late, lock_waited, stood)
+                lock_waited = late > 0.8 * interval
+            tick = Tick(now, last, late, lock_waited, tick)
             delay = CALM
             for member in list(self.members):
                 try:
@@ -95,8 +117,6 @@ class _Patrol:
                     leave(member)
             last = perf_counter()
             given = switches()
-            if late > CALM:
-                queued = queued_seconds(me)
 
     def _over(self) -> bool:
         with _lock:
