@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         WorkerDied,
         WouldDeadlock,
     )
+    from tournant.guards.finding import Finding
+    from tournant.guards.watch import watch
     from tournant.handle import RunHandle, Watched
     from tournant.ledger import Ledger
     from tournant.pipeline import Pipeline
@@ -48,6 +50,8 @@ _HOMES = {
         "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "Throttled", "TooManyFailures",
         "TournantError", "WorkerDied", "WouldDeadlock",
     ),
+    "tournant.guards.finding": ("Finding",),
+    "tournant.guards.watch": ("watch",),
     "tournant.handle": ("RunHandle", "Watched"),
     "tournant.ledger": ("Ledger",),
     "tournant.pipeline": ("Pipeline",),
@@ -63,6 +67,7 @@ __all__ = [
     "BatchMismatch",
     "Cache",
     "Failure",
+    "Finding",
     "ForgottenAwait",
     "Group",
     "InvalidPipeline",
@@ -100,6 +105,7 @@ __all__ = [
     "run",
     "shutdown",
     "streams",
+    "watch",
 ]
 
 

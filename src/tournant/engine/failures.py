@@ -67,9 +67,7 @@ class Failures:
     def watch(self, stages: Iterable[Stage]) -> None:
         """Apply the policies of stages that one stage of the pipeline stands for."""
         self._stopping.update(
-            stage.name
-            for stage in stages
-            if (stage.on_error or self._pipeline.on_error) == "stop"
+            stage.name for stage in stages if (stage.on_error or self._pipeline.on_error) == "stop"
         )
 
     def add(self, stage: Stage, key: object, error: Exception, attempts: int) -> Failure:

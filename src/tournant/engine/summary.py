@@ -69,6 +69,7 @@ def build_report(run: Run) -> Report:
         ceiling=ceiling,
         warnings=tuple(run.warnings),
         events=run.events if run.events.on else None,
+        findings=tuple(run.guarding.findings),
     )
     for segment in run.segments:
         report = segment.amend(report)
