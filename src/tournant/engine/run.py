@@ -16,8 +16,8 @@ from tournant.engine.barriers import Barrier, Ordered
 from tournant.engine.budget import Budget
 from tournant.engine.channel import Channel
 from tournant.engine.failures import Failures
-from tournant.engine.noting import record
 from tournant.engine.lineage import ARRIVED, CLOSED, DROPPED, FAILED, Input, Item, inputs_of
+from tournant.engine.noting import record
 from tournant.engine.pool_segment import PoolSegment
 from tournant.engine.segment import Segment
 from tournant.engine.source import Source
@@ -432,7 +432,7 @@ class Run:
                 origin.end(ARRIVED, self)
         self.done += len(done)
         if done and self.events.on:
-            self.events.inputs.end_many(done)
+            self.events.inputs.ended += done
 
     def close_input(self, origin: Input) -> None:
         """Every descendant of an input has ended: count its outcome."""
@@ -452,7 +452,9 @@ class Run:
             self.done += 1
             outcome = "done"
         if self.events.on:
-            self.events.inputs.end(origin.index, outcome)
+            self.events.inputs.ended.append(origin.index)
+            if outcome != "done":
+                self.events.inputs.outcomes[origin.index] = outcome
         if self.ordered:
             for barrier in self.ordered:
                 barrier.input_closed(origin)
