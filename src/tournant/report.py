@@ -11,6 +11,7 @@ from tournant.errors import short
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tournant.guards.finding import Finding
     from tournant.observe.events import Events
     from tournant.observe.recording import Recording
 
@@ -168,6 +169,7 @@ class Report:
             (Denning and Buzen, 1978).
         warnings: what looked wrong, each with its mend.
         events: the buffers that `recording` is made from; ``None`` where ``TOURNANT_EVENTS=0`` has switched them off.
+        findings: what the guards found, each with file, line and stage; their sentences are among the warnings.
     """
 
     sourced: int = 0
@@ -185,6 +187,7 @@ class Report:
     utilisation: float = 0.0
     ceiling: float | None = None
     warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     events: Events | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -221,6 +224,7 @@ class Report:
         plain["failures"] = [failure.as_dict() for failure in self.failures]
         plain["stages"] = [asdict(stage) for stage in self.stages]
         plain["warnings"] = list(self.warnings)
+        plain["findings"] = [finding.as_dict() for finding in self.findings]
         return plain
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from tournant.engine.barriers import Barrier, Ordered
 from tournant.engine.budget import Budget
 from tournant.engine.channel import Channel
 from tournant.engine.failures import Failures
+from tournant.engine.guarding import Guarding
 from tournant.engine.lineage import ARRIVED, CLOSED, DROPPED, FAILED, Input, Item, inputs_of
 from tournant.engine.noting import record
 from tournant.engine.pool_segment import PoolSegment
@@ -92,6 +93,7 @@ class Run:
         self._scheduled = False
         self.wants_slot: dict[PoolSegment, float] = {}
         self.lookout = Lookout(self)
+        self.guarding = Guarding(self)
         self._hosted = False
         self._closing: asyncio.Task[Report] | None = None
         self._loop_thread = threading.get_ident()
@@ -159,6 +161,7 @@ class Run:
         self.spawn(self.source.feed(), "tournant source")
         self.lookout.start()
         self.events.start()
+        self.guarding.start()
 
     async def _discard(self) -> None:
         """The pipeline without stages: every input arrives as it is."""
@@ -205,6 +208,7 @@ class Run:
     async def _close(self) -> Report:
         self.ended = perf_counter()
         self.lookout.stop()
+        self.guarding.stop()
         self.source.stop()
         if not self.cancelled:
             # Once is enough: a second time would break into what a call does to clean up.
@@ -212,17 +216,7 @@ class Run:
                 task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
-        if self._tasks:
-            self.warnings.append(
-                f"{len(self._tasks)} stage call(s) went on after they were cancelled: "
-                "a coroutine must let asyncio.CancelledError pass"
-            )
-        stuck = sum(len(segment.stuck) for segment in self.pool_segments)
-        if stuck:
-            self.warnings.append(
-                f"{stuck} thread(s) still run a call that timed out; Python can't stop a thread, so use "
-                'on="processes" where calls may hang'
-            )
+        self.warnings += crew.left_behind(self, len(self._tasks))
         self.closed = True
         if self._hosted:
             sync.hosts_no_more(self._loop_thread, self.loop)
@@ -318,6 +312,10 @@ class Run:
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
+
+    def owns(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether a task is one of the run's own. May be called from any thread."""
+        return task in self._tasks
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -11,6 +11,7 @@ from tournant.engine.stats import StageStats
 if TYPE_CHECKING:
     from tournant.engine.run import Run
     from tournant.observe.events import Events
+    from tournant.report import Report
     from tournant.stages import Stage
 
 
@@ -91,6 +92,10 @@ class Segment:
         for stats in self.stats:
             if len(stats.times) > 256:
                 stats.fold()
+
+    def amend(self, report: Report) -> Report:
+        """Return the run's report with what only this segment knows; called once, at the end."""
+        return report
 
     # What several kinds of segment do with an item that has gone through.
 

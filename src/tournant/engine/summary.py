@@ -52,7 +52,7 @@ def build_report(run: Run) -> Report:
     if resources and ended:
         utilisation, seconds, bottleneck = max(resources)
         ceiling = ended / seconds if seconds > 0 else None
-    return Report(
+    report = Report(
         sourced=run.source.sourced,
         done=run.done,
         failed=run.failed,
@@ -69,7 +69,11 @@ def build_report(run: Run) -> Report:
         ceiling=ceiling,
         warnings=tuple(run.warnings),
         events=run.events if run.events.on else None,
+        findings=tuple(run.guarding.findings),
     )
+    for segment in run.segments:
+        report = segment.amend(report)
+    return report
 
 
 def snapshot(run: Run) -> RunSnapshot:
