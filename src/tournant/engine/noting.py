@@ -167,7 +167,9 @@ def _lane(segment: Recovery, chunk: Chunk) -> int:
 def look(run: Run, now: float) -> None:
     """Sample the queues, and the limits if they have changed; called every few dozen milliseconds."""
     events = run.events
-    events.inputs.pack()
+    if not events.on:
+        return
+    events.inputs.look(now)
     if not events.wants_sample(now):
         return
     depths = [segment.queued() for segment in run.segments]

@@ -216,17 +216,7 @@ class Run:
                 task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
-        if self._tasks:
-            self.warnings.append(
-                f"{len(self._tasks)} stage call(s) went on after they were cancelled: "
-                "a coroutine must let asyncio.CancelledError pass"
-            )
-        stuck = sum(len(segment.stuck) for segment in self.pool_segments)
-        if stuck:
-            self.warnings.append(
-                f"{stuck} thread(s) still run a call that timed out; Python can't stop a thread, so use "
-                'on="processes" where calls may hang'
-            )
+        self.warnings += crew.left_behind(self, len(self._tasks))
         self.closed = True
         if self._hosted:
             sync.hosts_no_more(self._loop_thread, self.loop)
@@ -440,7 +430,7 @@ class Run:
                 origin.end(ARRIVED, self)
         self.done += len(done)
         if done and self.events.on:
-            self.events.inputs.end_many(done)
+            self.events.inputs.ended += done
 
     def close_input(self, origin: Input) -> None:
         """Every descendant of an input has ended: count its outcome."""
@@ -460,7 +450,9 @@ class Run:
             self.done += 1
             outcome = "done"
         if self.events.on:
-            self.events.inputs.end(origin.index, outcome)
+            self.events.inputs.ended.append(origin.index)
+            if outcome != "done":
+                self.events.inputs.outcomes[origin.index] = outcome
         if self.ordered:
             for barrier in self.ordered:
                 barrier.input_closed(origin)

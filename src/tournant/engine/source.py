@@ -148,8 +148,8 @@ class Source:
             fingerprint = fingerprint_of(value) if fingerprint_of is not None else None
             origin = Input(key, self.admitted, barrier, fingerprint)
             item = Item(value, origin)
-            if record:
-                taken.keys.append(key)
+            if record and key is not position:
+                taken.name(self.admitted, key)
             if not plain:
                 run.enter(item)
             self.sourced += 1
@@ -257,7 +257,7 @@ class Source:
         item = Item(value, Input(key, self.admitted, run.first_barrier, fingerprint))
         if run.events.on:
             run.events.inputs.taking(self.admitted)
-            run.events.inputs.keys.append(key)
+            run.events.inputs.name(self.admitted, key)
         if run.budget is not None:
             run.enter(item)
         self.sourced += 1

@@ -37,12 +37,14 @@ class Lookout:
 
     def start(self) -> None:
         """Begin to look."""
+        look(self._run, perf_counter())
         if self._run.budget is not None:
             self._run.budget.on_wait = self.soon
         self._timer = self._run.loop.call_later(self._delay, self._look)
 
     def stop(self) -> None:
-        """End it."""
+        """End it, after a last look at what is recorded."""
+        look(self._run, perf_counter())
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -58,8 +60,7 @@ class Lookout:
         run, now = self._run, perf_counter()
         for segment in run.segments:
             segment.tick(now)
-        if run.events.on:
-            look(run, now)
+        look(run, now)
         seen = run.source.sourced + run.outputs
         for segment in run.segments:
             for stats in segment.stats:
