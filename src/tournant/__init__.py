@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tournant._version import __version__
 
 if TYPE_CHECKING:
-    from tournant import limits, llm, streams
+    from tournant import cluster, limits, llm, streams
     from tournant.cache import Cache
     from tournant.engine.barriers import Group
     from tournant.errors import (
@@ -60,7 +60,7 @@ _HOMES = {
     "tournant.report": ("Failure", "Report", "RunSnapshot", "StageReport", "StageSnapshot"),
     "tournant.shortcuts": ("arun", "for_each", "map", "run"),
 }  # fmt: skip
-_ROOMS = ("limits", "llm", "streams")
+_ROOMS = ("cluster", "limits", "llm", "streams")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -97,6 +97,7 @@ __all__ = [
     "WouldDeadlock",
     "__version__",
     "arun",
+    "cluster",
     "for_each",
     "limits",
     "llm",

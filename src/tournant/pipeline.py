@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from tournant import stages as kinds
 from tournant import sync
 from tournant.errors import InvalidPipeline, short
-from tournant.policies import PerWorker, Retry
+from tournant.placement import nested_now, placed
+from tournant.policies import PerWorker, Retry, is_count_or_share
 from tournant.stages import Cost, Placement, Stage
 
 if TYPE_CHECKING:
+    from tournant.cluster.settings import Ray
     from tournant.handle import RunHandle, Watched
     from tournant.ledger import Ledger
     from tournant.limits.adaptive import Adaptive
@@ -91,7 +93,7 @@ class Pipeline:
             raise InvalidPipeline(f"Pipeline(version={version!r}): give a string")
         if on_error not in ("stop", "skip"):
             raise InvalidPipeline(f'Pipeline(on_error={on_error!r}): give "stop" or "skip"')
-        if max_failures is not None and not _is_count_or_share(max_failures):
+        if max_failures is not None and not is_count_or_share(max_failures):
             raise InvalidPipeline(
                 f"Pipeline(max_failures={max_failures!r}): give a count (int, 0 or more) or a share (float between 0 and 1)"
             )
@@ -388,7 +390,11 @@ class Pipeline:
     # Running.
 
     def run(
-        self, *, inline: bool = False, on_start: Callable[[Watched], None] | None = None
+        self,
+        *,
+        inline: bool = False,
+        cluster: Ray | str | None = None,
+        on_start: Callable[[Watched], None] | None = None,
     ) -> Report:
         """Run to the end, from synchronous code, and return the report. Results that no sink takes are counted and dropped.
 
@@ -397,6 +403,7 @@ class Pipeline:
 
         Args:
             inline: run everything in one thread, in order, without the pool; for debuggers and tests.
+            cluster: ``"ray"``, ``"ray://HOST:10001"`` or `tournant.cluster.Ray`: run the stages on the nodes of a Ray cluster.
             on_start: called once, on the run's thread, with a `Watched` to watch, drain or cancel the run by.
 
         Raises:
@@ -404,39 +411,48 @@ class Pipeline:
             TooManyFailures: more failed than ``max_failures`` allows.
             SourceFailed: the source raised.
             LedgerError: the ledger can't be opened or written.
+            ClusterError: the cluster can't be joined, or has no node left to work.
             WouldDeadlock: called on a thread that runs the loop of a run.
         """
-        return self._run_sync("run", inline, None, on_start)
+        return placed(self, cluster, inline)._run_sync("run", inline, None, on_start)
 
     async def arun(
-        self, *, inline: bool = False, on_start: Callable[[Watched], None] | None = None
+        self,
+        *,
+        inline: bool = False,
+        cluster: Ray | str | None = None,
+        on_start: Callable[[Watched], None] | None = None,
     ) -> Report:
         """Run to the end on the caller's loop and return the report; see `run`."""
         from tournant.handle import execute
 
-        return await execute(self, inline=inline, nested=_nested(), on_start=on_start)
+        there = placed(self, cluster, inline)
+        return await execute(there, inline=inline, nested=nested_now(), on_start=on_start)
 
-    def collect(self, *, inline: bool = False) -> list[Any]:
+    def collect(self, *, inline: bool = False, cluster: Ray | str | None = None) -> list[Any]:
         """Run to the end and return the list of results; see `run`. With a sink the list is empty."""
         values: list[Any] = []
-        self._run_sync("collect", inline, values.append, None)
+        placed(self, cluster, inline)._run_sync("collect", inline, values.append, None)
         return values
 
-    async def acollect(self, *, inline: bool = False) -> list[Any]:
+    async def acollect(
+        self, *, inline: bool = False, cluster: Ray | str | None = None
+    ) -> list[Any]:
         """Run to the end on the caller's loop and return the list of results; see `run`."""
         from tournant.handle import execute
 
         values: list[Any] = []
-        await execute(self, inline=inline, nested=_nested(), collector=values.append)
+        there = placed(self, cluster, inline)
+        await execute(there, inline=inline, nested=nested_now(), collector=values.append)
         return values
 
-    def open(self, *, inline: bool = False) -> RunHandle:
+    def open(self, *, inline: bool = False, cluster: Ray | str | None = None) -> RunHandle:
         """Return a run to stream results from: ``async with pipeline.open() as run: async for item in run: ...``."""
         from tournant.handle import RunHandle
 
-        return RunHandle(self, inline=inline, nested=_nested())
+        return RunHandle(placed(self, cluster, inline), inline=inline, nested=nested_now())
 
-    def iter(self, *, inline: bool = False) -> Iterator[Any]:
+    def iter(self, *, inline: bool = False, cluster: Ray | str | None = None) -> Iterator[Any]:
         """Iterate over results from synchronous code as they come. Leaving the loop early cancels the run.
 
         Raises:
@@ -445,7 +461,7 @@ class Pipeline:
         from tournant.handle import stream
 
         sync.refuse_deadlock("pipeline.iter()", "`async with pipeline.open() as run`")
-        return stream(self, inline=inline, nested=_nested())
+        return stream(placed(self, cluster, inline), inline=inline, nested=nested_now())
 
     def _run_sync(
         self,
@@ -457,7 +473,7 @@ class Pipeline:
         from tournant.handle import execute
 
         sync.refuse_deadlock(f"pipeline.{call}()", f"`await pipeline.a{call}()`")
-        nested = _nested()
+        nested = nested_now()
         runs: list[Any] = []
 
         def interrupted() -> bool:
@@ -477,15 +493,3 @@ class Pipeline:
             interrupted,
             here=inline,
         )
-
-
-def _nested() -> bool:
-    from tournant.pool.lanes import holds_slot
-
-    return holds_slot()
-
-
-def _is_count_or_share(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    return (isinstance(value, int) and value >= 0) or (isinstance(value, float) and 0 <= value <= 1)

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant.engine.channel import Attempt
+from tournant.observe.events import Odd
 from tournant.pool.lanes import Lane
 from tournant.pool.steps import Outbox, Part
 
@@ -29,14 +30,19 @@ class Chunk:
         progress: when the attempt in work began, as far as is known; 0 before it began.
         paused: it gave its slot back while there is no room for its children.
         reserved: bytes that are counted for what it will make.
+        sent: when it was handed over.
+        told: until when what its worker did is recorded.
+        waited: seconds that it had been ready before it was handed over.
+        odd: units of a part that went wrong, while the part is taken.
         held: parts that the lane has sent without having got the word to go on.
         abandoned: nobody wants its results any more.
         ticket: what travels in place of its value where the stage has a limit; otherwise ``None``.
     """
 
     __slots__ = (
-        "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "outbox",
-        "paused", "paused_at", "progress", "reported", "reserved", "segment", "skip", "spec", "spent", "ticket", "timed_out", "values",
+        "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "odd",
+        "outbox", "paused", "paused_at", "progress", "reported", "reserved", "segment", "sent", "skip", "spec", "spent",
+        "ticket", "timed_out", "told", "values", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +78,8 @@ class Chunk:
         self.abandoned = False
         self.timed_out = False
         self.ticket: Ticket | None = None
+        self.sent = self.told = self.waited = 0.0
+        self.odd: list[Odd] = []
         # One part may be under way before the lane has to wait for the loop's word.
         self.gate = threading.Semaphore(1)
 

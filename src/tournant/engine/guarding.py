@@ -136,7 +136,10 @@ def _threads_in(segment: PoolSegment) -> list[int]:
     return [
         chunk.lane.thread.native_id
         for chunk in list(segment.chunks)
-        if chunk.progress and not chunk.paused and chunk.lane is not None and chunk.lane.thread.native_id
+        if chunk.progress
+        and not chunk.paused
+        and chunk.lane is not None
+        and chunk.lane.thread.native_id
     ]
 
 

@@ -11,18 +11,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant import sync
-from tournant.engine import crew, plan
+from tournant.engine import crew, plan, summary
 from tournant.engine.barriers import Barrier, Ordered
 from tournant.engine.budget import Budget
 from tournant.engine.channel import Channel
 from tournant.engine.failures import Failures
 from tournant.engine.guarding import Guarding
 from tournant.engine.lineage import ARRIVED, CLOSED, DROPPED, FAILED, Input, Item, inputs_of
+from tournant.engine.noting import record
 from tournant.engine.pool_segment import PoolSegment
 from tournant.engine.segment import Segment
 from tournant.engine.source import Source
 from tournant.engine.stall import Lookout
-from tournant.engine.summary import build_report, check_sum
 from tournant.errors import LostItems, RunClosed, SourceFailed, TournantError, short
 from tournant.pool import lanes
 from tournant.pool.steps import plain
@@ -47,6 +47,7 @@ class Run:
         results: the channel that a streaming consumer reads; ``None`` otherwise.
         consuming: a streaming consumer works on a result.
         gates: those of the stages with a limit.
+        events: what is recorded of it.
         halted: nothing new starts any more.
         closed: the run has ended and given everything back.
     """
@@ -116,6 +117,7 @@ class Run:
         first = (
             self.segments[0].inbox if self.segments else self.results or Channel(self.loop, 1 << 30)
         )
+        self.events = record(self)
         self.source = Source(self, first)
         self._open = len(self.segments) + 1
 
@@ -158,6 +160,7 @@ class Run:
             self.spawn(self._discard(), "tournant discard")
         self.spawn(self.source.feed(), "tournant source")
         self.lookout.start()
+        self.events.start()
         self.guarding.start()
 
     async def _discard(self) -> None:
@@ -237,13 +240,13 @@ class Run:
                 self.failures.fatal.append(error)
         if self.budget is not None:
             self.budget.open()
-        self.report = build_report(self)
+        self.report = summary.build_report(self)
         if self.books is not None:
             try:
                 await self.books.close(self.report)
             except TournantError as error:
                 self.failures.fatal.append(error)
-        check_sum(self, self.report)
+        summary.check_sum(self, self.report)
         self.failures.raise_for(self.report)
         return self.report
 
@@ -362,11 +365,12 @@ class Run:
                 if not segment.acquire():
                     wants.setdefault(segment, perf_counter())
                     break
-                since = wants.pop(segment, None)
+                since, waited = wants.pop(segment, None), 0.0
                 if since is not None:
-                    segment.stats[0].wait_slot += perf_counter() - since
+                    waited = perf_counter() - since
+                    segment.stats[0].wait_slot += waited
                 try:
-                    segment.dispatch()
+                    segment.dispatch(waited)
                 except Exception as error:
                     # The pool was shut down, or the machine has no thread left.
                     segment.release()
@@ -418,7 +422,7 @@ class Run:
                 self.end_item(item, ARRIVED)
             return
         plain = self.books is None and not self.ordered
-        done = 0
+        done: list[int] = []
         for item in items:
             origin = item.origin
             if (
@@ -431,10 +435,12 @@ class Run:
                 # The common case by far, an input with one descendant: what `end` and `close_input` come to.
                 origin.pending = 0
                 origin.state = ARRIVED | CLOSED
-                done += 1
+                done.append(origin.index)
             else:
                 origin.end(ARRIVED, self)
-        self.done += done
+        self.done += len(done)
+        if done and self.events.on:
+            self.events.inputs.end_many(done)
 
     def close_input(self, origin: Input) -> None:
         """Every descendant of an input has ended: count its outcome."""
@@ -453,6 +459,8 @@ class Run:
         else:
             self.done += 1
             outcome = "done"
+        if self.events.on:
+            self.events.inputs.end(origin.index, outcome)
         if self.ordered:
             for barrier in self.ordered:
                 barrier.input_closed(origin)
@@ -485,22 +493,6 @@ class Run:
         if error is not None:
             self._fatal(error)
 
-    # Looking at it.
-
     def snapshot(self) -> RunSnapshot:
         """Return the run as it stands. May be called from any thread."""
-        stages = tuple(
-            stats.snapshot(segment.queued() if n == 0 else 0, segment.running(n))
-            for segment in self.segments
-            for n, stats in enumerate(segment.stats)
-        )
-        return RunSnapshot(
-            (self.ended or perf_counter()) - self.began,
-            self.total,
-            self.source.sourced,
-            self.done,
-            self.failed,
-            self.skipped,
-            self.filtered,
-            stages,
-        )
+        return summary.snapshot(self)

@@ -127,6 +127,9 @@ class Source:
         barrier, fingerprint_of = run.first_barrier, run.pipeline.fingerprint
         plain = run.budget is None
         ordered = bool(run.ordered)
+        record, taken = run.events.on, run.events.inputs
+        if record:
+            taken.taking(self.admitted)
         for position, value in enumerate(values):
             if self.stopped:
                 return
@@ -134,6 +137,8 @@ class Source:
                 await self._enter(value)
                 if self.stopped:
                     return
+                if record:
+                    taken.taking(self.admitted)
             if key_of is not None:
                 key = _keyed(key_of, value)
             elif type(value) is str:
@@ -143,6 +148,8 @@ class Source:
             fingerprint = fingerprint_of(value) if fingerprint_of is not None else None
             origin = Input(key, self.admitted, barrier, fingerprint)
             item = Item(value, origin)
+            if record:
+                taken.keys.append(key)
             if not plain:
                 run.enter(item)
             self.sourced += 1
@@ -231,6 +238,8 @@ class Source:
             if not needed:
                 self.sourced += 1
                 run.skipped += 1
+                if run.events.on:
+                    run.events.inputs.skip(self.admitted, entry[1])
                 self._was_put()
                 continue
             await books.room()
@@ -246,6 +255,9 @@ class Source:
             if self.stopped:
                 return
         item = Item(value, Input(key, self.admitted, run.first_barrier, fingerprint))
+        if run.events.on:
+            run.events.inputs.taking(self.admitted)
+            run.events.inputs.keys.append(key)
         if run.budget is not None:
             run.enter(item)
         self.sourced += 1

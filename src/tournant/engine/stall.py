@@ -12,6 +12,8 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from tournant.engine.noting import look
+
 if TYPE_CHECKING:
     from tournant.engine.run import Run
 
@@ -56,6 +58,8 @@ class Lookout:
         run, now = self._run, perf_counter()
         for segment in run.segments:
             segment.tick(now)
+        if run.events.on:
+            look(run, now)
         seen = run.source.sourced + run.outputs
         for segment in run.segments:
             for stats in segment.stats:
