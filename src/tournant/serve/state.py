@@ -67,7 +67,7 @@ class State:
         self.admission = Admission(settings)
         self.figures = Figures()
         self.ticker = Ticker()
-        self.watchdog = Watchdog(self.ticker)
+        self.watchdog = Watchdog()
         self.model = model
         self.model_name = settings.model or (None if model is None else model.name)
         self.upstream: Upstream | None = None
