@@ -18,7 +18,7 @@ from tournant.engine.failures import backoff
 from tournant.engine.gate import Gate, admitted
 from tournant.engine.lineage import ARRIVED, DROPPED, REFUSED, Item
 from tournant.engine.loop_step import BATCH, FILTER, FLAT, MAP, SINK, UNKNOWN, Step
-from tournant.engine.segment import Segment
+from tournant.engine.segment import FOLD, Segment
 from tournant.engine.stats import StageStats
 from tournant.errors import note
 from tournant.limits.current import admission
@@ -184,6 +184,9 @@ class LoopSegment(Segment):
                     if inbox.closed:
                         return
                     began = clock()
+                    if len(self.stats[0].times) > FOLD:
+                        # While they are still in the processor's cache.
+                        self.tick(began)
                     await inbox.wait_items()
                     self.stats[0].wait_input += clock() - began
                     continue

@@ -160,7 +160,6 @@ class Run:
             self.spawn(self._discard(), "tournant discard")
         self.spawn(self.source.feed(), "tournant source")
         self.lookout.start()
-        self.events.start()
         self.guarding.start()
 
     async def _discard(self) -> None:

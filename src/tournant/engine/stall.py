@@ -37,6 +37,7 @@ class Lookout:
 
     def start(self) -> None:
         """Begin to look."""
+        self._run.events.start()
         look(self._run, perf_counter())
         if self._run.budget is not None:
             self._run.budget.on_wait = self.soon
@@ -45,6 +46,7 @@ class Lookout:
     def stop(self) -> None:
         """End it, after a last look at what is recorded."""
         look(self._run, perf_counter())
+        self._run.events.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -346,9 +346,13 @@ class Events:
         if self.on:
             garbage.listen(self)
 
+    def stop(self) -> None:
+        """Listen to the garbage collector no more."""
+        garbage.listen_no_more(self)
+
     def end(self, ended: float, cores: int, taken: int) -> None:
         """Close the books: the run ended at `ended`, having shared so many cores and taken so many inputs."""
-        garbage.listen_no_more(self)
+        self.stop()
         self.inputs.look(ended)
         self.ended, self.cores, self.taken = ended, cores, taken
 
