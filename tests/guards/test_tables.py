@@ -27,7 +27,7 @@ def found(tmp_path_factory):
             [sys.executable, str(HERE / "watched.py"), str(program), str(result)],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=60,
             env={**os.environ, "TOURNANT_GUARDS": "1", "PYTHONWARNINGS": "default"},
         )
         assert result.exists(), f"{program.name}: {child.returncode}\n{child.stderr}"

@@ -33,9 +33,12 @@ class Suspect:
         stacks: the stack at the first sight of each line.
         stages: for each listener the stage that it named.
         debugged: a debugger was at work.
+        starting: it waited for a thread to begin, which takes a core and the interpreter lock and is no call of the user's.
     """
 
-    __slots__ = ("debugged", "identity", "places", "since", "stacks", "stages", "stood", "task", "until")
+    __slots__ = (
+        "debugged", "identity", "places", "since", "stacks", "stages", "starting", "stood", "task", "until",
+    )  # fmt: skip
 
     def __init__(self, identity: Any, task: Any, since: float) -> None:
         self.identity = identity
@@ -45,7 +48,7 @@ class Suspect:
         self.stood: set[tuple[int, ...]] = set()
         self.stacks: dict[Place, str] = {}
         self.stages: list[tuple[Any, str | None]] = []
-        self.debugged = False
+        self.debugged = self.starting = False
 
     @property
     def seconds(self) -> float:
@@ -74,8 +77,9 @@ class Block:
         paused: seconds of garbage collection in it.
         stalled: seconds by which the watchdog was late because it got no core.
         locked: seconds by which it was late because it didn't get the interpreter lock.
-        worked: CPU seconds of the busiest other thread while the lock was held.
-        worker: where that thread stood, and its stack.
+        worked: CPU seconds of other threads while the watchdog didn't get the lock.
+        loop_worked: the same of the loop's thread.
+        worker: where the busiest other thread stood, and its stack.
         holding: where the code holds an asyncio lock.
         stage: the stage for the listener that is being told.
         suspects: who held the loop, one after the other.
@@ -90,7 +94,7 @@ class Block:
         self.lasting = self.told = self.examined = False
         self.wait: Wait | None = None
         self.cpu = self.queued = self.paused = self.stalled = self.locked = 0.0
-        self.worked = self._most = 0.0
+        self.worked = self.loop_worked = self._most = 0.0
         self.worker: tuple[Place, str] | None = None
         self.holding: Place | None = None
         self.stage: str | None = None
@@ -108,10 +112,11 @@ class Block:
         late = min(tick.late, tick.now - self.began)
         if tick.lock_waited:
             self.locked += late
-            spent = {thread: cpu for thread, cpu in tick.spent.items() if thread != native}
+            spent = dict(tick.spent)
+            self.loop_worked += spent.pop(native, 0.0)
             if spent:
+                self.worked += sum(spent.values())
                 most = max(spent, key=spent.__getitem__)
-                self.worked += spent[most]
                 if spent[most] > self._most and (frames := places.frames_of_native(most)):
                     self._most = spent[most]
                     guilty = places.culprit(frames)
@@ -143,16 +148,21 @@ class Block:
             return "", 0.0
         if self.wait is not None and self.wait.deadlock:
             return DEADLOCK, suspect.seconds
-        machine = min(seconds, max(self.queued, self.stalled))
         if self.paused >= _MOST * seconds:
             return COLLECTION, self.paused
-        if machine >= _MOST * seconds and self.cpu < threshold:
+        # The loop's thread, too, may have waited for the interpreter lock, wherever it stood: in one long stretch, or again and again.
+        # Who merely lost its core while it held the lock has not worked much.
+        elsewhere = (
+            self.worker is not None
+            and self.worked >= threshold
+            and self.worked >= 2 * (self.loop_worked + self.cpu)
+        )
+        if elsewhere and (self.locked >= max(_MOST * seconds, threshold) or suspect.starting):
+            return OTHER, seconds
+        machine = min(seconds, max(self.queued, self.stalled))
+        if (machine >= _MOST * seconds and self.cpu < threshold) or suspect.starting:
             return MACHINE, machine
         computes = self.cpu >= _MOST * (seconds - machine)
-        # The loop's thread, too, may have waited for the interpreter lock, wherever it stood: in one long stretch, or again and again.
-        elsewhere = not computes and self.worker is not None and self.worked >= _MOST * self.locked
-        if elsewhere and self.locked >= max(_MOST * seconds, threshold):
-            return OTHER, seconds
         if suspect.identity is None:
             return ("", 0.0) if seconds - machine >= threshold else (MACHINE, machine)
         if suspect.debugged:

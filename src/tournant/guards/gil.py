@@ -30,6 +30,8 @@ from tournant.guards.clocks import cpu_seconds, queued_seconds
 
 #: Seconds with two or more busy threads before there is a verdict.
 ENOUGH = 0.3
+#: Share of the threads that want a core at a time, from which on it is cores that are scarce. Behind the lock most of them sleep.
+ALL = 0.9
 #: Looks that it takes to say that threads stand in each other's way.
 LOOKS = 8
 #: Cores that a process behind the lock can use: one, and what is done while nobody needs the lock.
@@ -235,7 +237,7 @@ class GilProbe:
                 and group.looks >= LOOKS
                 and process <= ONE_CORE
                 and cores >= OWN * process
-                and group.wanted <= ONE_CORE * group.both
+                and group.wanted <= ALL * workers * group.both
             )
             if locked:
                 verdict = "gil-bound"

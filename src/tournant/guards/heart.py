@@ -25,6 +25,7 @@ from tournant.guards.clocks import queued_seconds
 BEAT, OVERDUE = 0.025, 0.025
 #: Seconds after which a block that still lasts is looked into for a deadlock, and then told of in any case.
 HANGS, TELL = 1.0, 5.0
+_THREAD_START = threading.Thread.start.__code__
 _RUNS = ("_run_once", "run_forever")
 
 
@@ -167,6 +168,7 @@ class Heart:
             suspect.stacks[place] = places.written(frames)
         if suspect.places.total() == 1:
             suspect.debugged = places.debugged(frames)
+            suspect.starting = any(frame.f_code is _THREAD_START for frame in frames[:6])
             if block.holding is None:
                 block.holding = waits.holding(frames)
             suspect.stages = [(one, one.stage_of(frames, task)) for one in list(self.listeners)]

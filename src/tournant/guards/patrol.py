@@ -98,7 +98,7 @@ class _Patrol:
                 # Once for the sleep itself, once for the wait that asks for the lock, and again for each interval in which it
                 # wasn't given. A process that was stopped has waited for long too, and switched a few times only.
                 lock_waited = late > 0.5 * interval and after - given >= max(
-                    3, 2 + 0.3 * late / interval
+                    3, 2 + 0.06 * late / interval
                 )
             else:
                 lock_waited = late > 0.8 * interval
