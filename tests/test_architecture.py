@@ -146,9 +146,9 @@ def test_files_fit_one_sitting():
 
 EXPORTED = {
     "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
-    "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
+    "LostWork", "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
     "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "Throttled", "TooManyFailures",
-    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "for_each", "limits", "llm", "map", "run",
+    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "detach", "for_each", "limits", "llm", "map", "run",
     "shutdown", "streams",
 }  # fmt: skip
 

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from tournant import limits, llm, streams
     from tournant.cache import Cache
     from tournant.engine.barriers import Group
+    from tournant.engine.strays import detach
     from tournant.errors import (
         BatchMismatch,
         ForgottenAwait,
         InvalidPipeline,
         LedgerError,
         LostItems,
+        LostWork,
         NotPicklable,
         PipelineFailed,
         PoolClosed,
@@ -43,9 +45,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "tournant.cache": ("Cache",),
     "tournant.engine.barriers": ("Group",),
+    "tournant.engine.strays": ("detach",),
     "tournant.errors": (
-        "BatchMismatch", "ForgottenAwait", "InvalidPipeline", "LedgerError", "LostItems", "NotPicklable",
-        "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "Throttled", "TooManyFailures",
+        "BatchMismatch", "ForgottenAwait", "InvalidPipeline", "LedgerError", "LostItems", "LostWork",
+        "NotPicklable", "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "Throttled", "TooManyFailures",
         "TournantError", "WorkerDied", "WouldDeadlock",
     ),
     "tournant.handle": ("RunHandle", "Watched"),
@@ -69,6 +72,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LostItems",
+    "LostWork",
     "NotPicklable",
     "PerWorker",
     "Pipeline",
@@ -92,6 +96,7 @@ __all__ = [
     "WouldDeadlock",
     "__version__",
     "arun",
+    "detach",
     "for_each",
     "limits",
     "llm",

@@ -9,6 +9,7 @@ from tournant.engine.channel import Attempt
 from tournant.engine.failures import blames_a_row
 from tournant.engine.lineage import Item
 from tournant.engine.loop_segment import LoopSegment, interrupts
+from tournant.engine.strays import Strays
 from tournant.pool.steps import checked_rows, plain
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class LoopBatchSegment(LoopSegment):
         stats = step.stats
         items, again = inbox.items, inbox.again
         size, max_wait = step.stage.size or 32, step.stage.max_wait
+        left = Strays(self.stages).begin()
         try:
             while True:
                 attempt: Attempt | None = None
@@ -49,12 +51,17 @@ class LoopBatchSegment(LoopSegment):
                     self._more()
                 if step.gate is not None and not await self._let_in(step.gate, rows, attempt):
                     continue
+                left.clear()
                 self.active += 1
                 stats.started += len(rows)
                 began = perf_counter()
                 try:
                     results = checked_rows(await step.call([row.value for row in rows]), len(rows))
+                    if left:
+                        await left.settle(step.stage, perf_counter() - began)
                 except BaseException as error:
+                    if left:
+                        await left.give_up(error)
                     if interrupts(error, run):
                         raise
                     await self._batch_failed(rows, attempt, plain(error))

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant import sync
-from tournant.engine import crew, plan
+from tournant.engine import crew, plan, strays
 from tournant.engine.barriers import Barrier, Ordered
 from tournant.engine.budget import Budget
 from tournant.engine.channel import Channel
@@ -21,9 +21,10 @@ from tournant.engine.pool_segment import PoolSegment
 from tournant.engine.segment import Segment
 from tournant.engine.source import Source
 from tournant.engine.stall import Lookout
-from tournant.engine.summary import build_report, check_sum
+from tournant.engine.summary import build_report, check_sum, snapshot_of
 from tournant.errors import LostItems, RunClosed, SourceFailed, TournantError, short
 from tournant.pool import lanes
+from tournant.pool.leftovers import present
 from tournant.pool.steps import plain
 from tournant.report import Report, RunSnapshot
 from tournant.sizes import size_of
@@ -64,7 +65,8 @@ class Run:
         self.pipeline = pipeline
         self.inline = inline
         self.collector = collector
-        self.context = context or contextvars.copy_context()
+        self.context = context.copy() if context is not None else contextvars.copy_context()
+        self.context.run(present.set, None)
         self.private_pool = (
             nested and any(stage.on != "loop" for stage in pipeline.stages) and not inline
         )
@@ -92,6 +94,7 @@ class Run:
         self.wants_slot: dict[PoolSegment, float] = {}
         self.lookout = Lookout(self)
         self._hosted = False
+        self._watched: strays.Watched | None = None
         self._closing: asyncio.Task[Report] | None = None
         self._loop_thread = threading.get_ident()
         self.finished: asyncio.Future[None] = self.loop.create_future()
@@ -122,6 +125,7 @@ class Run:
     async def start(self) -> None:
         """Open the ledger, start the workers, begin to read the source."""
         pipeline = self.pipeline
+        self._watched = strays.attach(self.loop)
         if not self.inline:
             sync.hosts(self.loop)
             self._hosted = True
@@ -221,6 +225,8 @@ class Run:
                 'on="processes" where calls may hang'
             )
         self.closed = True
+        if self._watched is not None:
+            self._watched.leave(self.loop)
         if self._hosted:
             sync.hosts_no_more(self._loop_thread, self.loop)
         self.pool.slots.forget(self)
@@ -481,18 +487,4 @@ class Run:
 
     def snapshot(self) -> RunSnapshot:
         """Return the run as it stands. May be called from any thread."""
-        stages = tuple(
-            stats.snapshot(segment.queued() if n == 0 else 0, segment.running(n))
-            for segment in self.segments
-            for n, stats in enumerate(segment.stats)
-        )
-        return RunSnapshot(
-            (self.ended or perf_counter()) - self.began,
-            self.total,
-            self.source.sourced,
-            self.done,
-            self.failed,
-            self.skipped,
-            self.filtered,
-            stages,
-        )
+        return snapshot_of(self)

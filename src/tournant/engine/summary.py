@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tournant.errors import LostItems
-from tournant.report import Report, StageReport
+from tournant.report import Report, RunSnapshot, StageReport
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -66,6 +66,25 @@ def build_report(run: Run) -> Report:
         utilisation=min(1.0, utilisation),
         ceiling=ceiling,
         warnings=tuple(run.warnings),
+    )
+
+
+def snapshot_of(run: Run) -> RunSnapshot:
+    """Return a run as it stands; any thread may ask."""
+    stages = tuple(
+        stats.snapshot(segment.queued() if n == 0 else 0, segment.running(n))
+        for segment in run.segments
+        for n, stats in enumerate(segment.stats)
+    )
+    return RunSnapshot(
+        (run.ended or perf_counter()) - run.began,
+        run.total,
+        run.source.sourced,
+        run.done,
+        run.failed,
+        run.skipped,
+        run.filtered,
+        stages,
     )
 
 
