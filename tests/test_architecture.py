@@ -29,7 +29,7 @@ LAYERS = [
     {"pool"},
     {"sync"},
     {"engine"},
-    {"handle"},
+    {"handle", "background"},
     {"pipeline"},
     {"shortcuts"},
 ]
@@ -145,7 +145,7 @@ def test_files_fit_one_sitting():
 
 
 EXPORTED = {
-    "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
+    "BackgroundRun", "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
     "LostWork", "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
     "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "Throttled", "TooManyFailures",
     "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "detach", "for_each", "limits", "llm", "map", "run",

@@ -11,6 +11,7 @@ from tournant._version import __version__
 
 if TYPE_CHECKING:
     from tournant import limits, llm, streams
+    from tournant.background import BackgroundRun
     from tournant.cache import Cache
     from tournant.engine.barriers import Group
     from tournant.engine.strays import detach
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tournant.shortcuts import arun, for_each, map, run
 
 _HOMES = {
+    "tournant.background": ("BackgroundRun",),
     "tournant.cache": ("Cache",),
     "tournant.engine.barriers": ("Group",),
     "tournant.engine.strays": ("detach",),
@@ -63,6 +65,7 @@ _ROOMS = ("limits", "llm", "streams")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BackgroundRun",
     "BatchMismatch",
     "Cache",
     "Failure",

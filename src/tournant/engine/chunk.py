@@ -23,6 +23,7 @@ class Chunk:
         items: items, or lists of items for ``map_batches``.
         values: what the steps are called with, one per entry of `items`.
         count: items in all.
+        since: when it was made, to go out at once.
         attempt: where the chunk is something that comes back.
         reported: entries of `items` that parts have told of.
         children: children of the entry in work that have been passed on.
@@ -36,7 +37,7 @@ class Chunk:
 
     __slots__ = (
         "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "outbox",
-        "paused", "paused_at", "progress", "reported", "reserved", "segment", "skip", "spec", "spent", "ticket", "timed_out", "values",
+        "paused", "paused_at", "progress", "reported", "reserved", "segment", "since", "skip", "spec", "spent", "ticket", "timed_out", "values",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +54,7 @@ class Chunk:
         self.items = items
         self.values = values
         self.count = count
+        self.since = perf_counter()
         self.attempt = attempt
         self.skip = attempt.skip if attempt is not None else 0
         self.hold = segment.flat and segment.retry is not None

@@ -67,6 +67,7 @@ class Run:
         self.collector = collector
         self.context = context.copy() if context is not None else contextvars.copy_context()
         self.context.run(present.set, None)
+        self.context.run(sync.within.set, (*sync.within.get(), self))
         self.private_pool = (
             nested and any(stage.on != "loop" for stage in pipeline.stages) and not inline
         )
@@ -197,6 +198,11 @@ class Run:
         if cancelled is not None:
             raise cancelled
         return self._closing.result()
+
+    @property
+    def needs_slots(self) -> bool:
+        """Whether it can't come to its end without a slot that others may hold."""
+        return not self.private_pool and any(not s.blocking for s in self.pool_segments)
 
     @property
     def closing(self) -> bool:

@@ -189,6 +189,7 @@ class Source:
             ahead=_AHEAD if run.books is None else _AHEAD_WITH_LEDGER,
             weigh=size_of if budget is not None else None,
             most_bytes=budget.limit // _AHEAD_SHARE if budget is not None else 0,
+            context=run.context.copy(),
         )
         try:
             while not self.stopped:

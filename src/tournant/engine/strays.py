@@ -235,6 +235,11 @@ def _package(filename: str) -> str | None:
     return None
 
 
+def is_users(filename: str) -> bool:
+    """Tell whether a file is the program's own, no library's."""
+    return _package(filename) is None and not filename.startswith("<frozen")
+
+
 def _maker(homes: frozenset[str]) -> tuple[str, int] | None:
     """Return file and line that called for a task; ``None`` where a library did so for itself."""
     frame = sys._getframe(1)
