@@ -9,18 +9,23 @@ import json
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
-from benchmarks import harness, serve_load, serve_memory, serve_upstream
+from benchmarks import harness, serve_lag, serve_load, serve_memory, serve_upstream
 from benchmarks.harness import Result
 
 OURS = "tournant serve"
+LITELLM = "litellm"
+LITELLM_COMMAND = os.environ.get("LITELLM") or which("litellm")
 ROOT = Path(__file__).parent.parent
 LAUNCH = (
     "import sys; from tournant.serve import ServeSettings, run; "
@@ -64,9 +69,47 @@ def gateway(name, upstream_port):
     elif name == OURS:
         with process("-c", LAUNCH, url) as found:
             yield found
+    elif name == LITELLM:
+        with litellm(url) as found:
+            yield found
     else:
         with process("-m", "benchmarks.serve_peers", name, url) as found:
             yield found
+
+
+@contextmanager
+def litellm(url):
+    """Start LiteLLM's proxy, from wherever it is installed: its pins and ours don't fit into one environment."""
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.yaml")
+        model = {"model": "openai/m", "api_base": url, "api_key": "none"}
+        # JSON is YAML.
+        config.write_text(
+            json.dumps({"model_list": [{"model_name": "m", "litellm_params": model}]})
+        )
+        child = subprocess.Popen(
+            [LITELLM_COMMAND, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder,
+            env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
+        )  # fmt: skip
+        try:
+            for _ in range(600):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            else:
+                raise RuntimeError("litellm did not listen within 60 s")
+            yield child, port
+        finally:
+            child.terminate()
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def cpu_seconds(pid):
@@ -169,7 +212,10 @@ PACKAGES = {"starlette+aiohttp": ("starlette", "aiohttp"), "fastapi+httpx": ("fa
 
 def missing():
     """Return the peers that can't run, and why."""
-    return {
+    alone = (
+        {} if LITELLM_COMMAND else {LITELLM: "set LITELLM to the command, or have it on the PATH"}
+    )
+    return alone | {
         name: f"{package} is not installed"
         for name, packages in PACKAGES.items()
         for package in packages
@@ -178,7 +224,7 @@ def missing():
 
 
 def contestants():
-    return ["direct", OURS, *(name for name in PACKAGES if name not in missing())]
+    return ["direct", OURS, *(name for name in [*PACKAGES, LITELLM] if name not in missing())]
 
 
 FIGURES = {
@@ -232,6 +278,8 @@ def main(only=(), quick=False, runs=3):
         code |= leaving(quick)
     if not only or "abandoned" in only:
         code |= serve_memory.abandoned(quick, process, gateway)
+    if not only or "lag" in only:
+        code |= serve_lag.lag(quick, process)
     return int(code)
 
 

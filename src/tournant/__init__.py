@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tournant._version import __version__
 
 if TYPE_CHECKING:
-    from tournant import limits, llm, streams
+    from tournant import cluster, limits, llm, streams
     from tournant.background import BackgroundRun
     from tournant.cache import Cache
     from tournant.engine.barriers import Group
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         WorkerDied,
         WouldDeadlock,
     )
+    from tournant.guards.finding import Finding
+    from tournant.guards.watch import watch
     from tournant.handle import RunHandle, Watched
     from tournant.ledger import Ledger
     from tournant.pipeline import Pipeline
@@ -53,6 +55,8 @@ _HOMES = {
         "NotPicklable", "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "Throttled", "TooManyFailures",
         "TournantError", "WorkerDied", "WouldDeadlock",
     ),
+    "tournant.guards.finding": ("Finding",),
+    "tournant.guards.watch": ("watch",),
     "tournant.handle": ("RunHandle", "Watched"),
     "tournant.ledger": ("Ledger",),
     "tournant.pipeline": ("Pipeline",),
@@ -61,7 +65,7 @@ _HOMES = {
     "tournant.report": ("Failure", "Report", "RunSnapshot", "StageReport", "StageSnapshot"),
     "tournant.shortcuts": ("arun", "for_each", "map", "run"),
 }  # fmt: skip
-_ROOMS = ("limits", "llm", "streams")
+_ROOMS = ("cluster", "limits", "llm", "streams")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -69,6 +73,7 @@ __all__ = [
     "BatchMismatch",
     "Cache",
     "Failure",
+    "Finding",
     "ForgottenAwait",
     "Group",
     "InvalidPipeline",
@@ -99,6 +104,7 @@ __all__ = [
     "WouldDeadlock",
     "__version__",
     "arun",
+    "cluster",
     "detach",
     "for_each",
     "limits",
@@ -107,6 +113,7 @@ __all__ = [
     "run",
     "shutdown",
     "streams",
+    "watch",
 ]
 
 

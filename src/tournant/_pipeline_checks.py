@@ -6,6 +6,7 @@ from typing import Any
 
 from tournant import stages as kinds
 from tournant.errors import InvalidPipeline, short
+from tournant.policies import is_count_or_share
 
 
 def check_description(
@@ -43,7 +44,7 @@ def check_description(
         raise InvalidPipeline(f"Pipeline(version={version!r}): give a string")
     if on_error not in ("stop", "skip"):
         raise InvalidPipeline(f'Pipeline(on_error={on_error!r}): give "stop" or "skip"')
-    if max_failures is not None and not _is_count_or_share(max_failures):
+    if max_failures is not None and not is_count_or_share(max_failures):
         raise InvalidPipeline(
             f"Pipeline(max_failures={max_failures!r}): give a count (int, 0 or more) or a share (float between 0 and 1)"
         )
@@ -56,9 +57,3 @@ def check_description(
             f"Pipeline(stall_after={stall_after!r}): give seconds, above 0; float('inf') switches the warning off"
         )
     return factory
-
-
-def _is_count_or_share(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    return (isinstance(value, int) and value >= 0) or (isinstance(value, float) and 0 <= value <= 1)

@@ -192,6 +192,11 @@ class Watched:
         """Whether somebody drained or cancelled the run before its source had ended."""
         return self._run.draining or self._run.cancelled
 
+    @property
+    def report(self) -> Report | None:
+        """The run's report once it has ended, also where it failed or was cancelled; ``None`` before."""
+        return self._run.report
+
     def snapshot(self) -> RunSnapshot:
         """Return the run's counts as they stand."""
         return self._run.snapshot()

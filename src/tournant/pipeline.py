@@ -10,11 +10,13 @@ from tournant import stages as kinds
 from tournant import sync
 from tournant._pipeline_checks import check_description
 from tournant.errors import short
+from tournant.placement import nested_now, placed
 from tournant.policies import PerWorker, Retry
 from tournant.stages import Cost, Placement, Stage
 
 if TYPE_CHECKING:
     from tournant.background import BackgroundRun
+    from tournant.cluster.settings import Ray
     from tournant.handle import RunHandle, Watched
     from tournant.ledger import Ledger
     from tournant.limits.adaptive import Adaptive
@@ -370,7 +372,11 @@ class Pipeline:
     # Running.
 
     def run(
-        self, *, inline: bool = False, on_start: Callable[[Watched], None] | None = None
+        self,
+        *,
+        inline: bool = False,
+        cluster: Ray | str | None = None,
+        on_start: Callable[[Watched], None] | None = None,
     ) -> Report:
         """Run to the end, from synchronous code, and return the report. Results that no sink takes are counted and dropped.
 
@@ -379,6 +385,7 @@ class Pipeline:
 
         Args:
             inline: run everything in one thread, in order, without the pool; for debuggers and tests.
+            cluster: ``"ray"``, ``"ray://HOST:10001"`` or `tournant.cluster.Ray`: run the stages on the nodes of a Ray cluster.
             on_start: called once, on the run's thread, with a `Watched` to watch, drain or cancel the run by.
 
         Raises:
@@ -386,52 +393,58 @@ class Pipeline:
             TooManyFailures: more failed than ``max_failures`` allows.
             SourceFailed: the source raised.
             LedgerError: the ledger can't be opened or written.
+            ClusterError: the cluster can't be joined, or has no node left to work.
             WouldDeadlock: called on a thread that runs the loop of a run.
         """
-        return self._run_sync("run", inline, None, on_start)
+        return placed(self, cluster, inline)._run_sync("run", inline, None, on_start)
 
     async def arun(
-        self, *, inline: bool = False, on_start: Callable[[Watched], None] | None = None
+        self,
+        *,
+        inline: bool = False,
+        cluster: Ray | str | None = None,
+        on_start: Callable[[Watched], None] | None = None,
     ) -> Report:
         """Run to the end on the caller's loop and return the report; see `run`."""
         from tournant.handle import execute
 
-        return await execute(self, inline=inline, nested=_nested(), on_start=on_start)
+        there = placed(self, cluster, inline)
+        return await execute(there, inline=inline, nested=nested_now(), on_start=on_start)
 
-    def collect(self, *, inline: bool = False) -> list[Any]:
+    def collect(self, *, inline: bool = False, cluster: Ray | str | None = None) -> list[Any]:
         """Run to the end and return the list of results; see `run`. With a sink the list is empty."""
         values: list[Any] = []
-        self._run_sync("collect", inline, values.append, None)
+        placed(self, cluster, inline)._run_sync("collect", inline, values.append, None)
         return values
 
-    async def acollect(self, *, inline: bool = False) -> list[Any]:
+    async def acollect(
+        self, *, inline: bool = False, cluster: Ray | str | None = None
+    ) -> list[Any]:
         """Run to the end on the caller's loop and return the list of results; see `run`."""
         from tournant.handle import execute
 
         values: list[Any] = []
-        await execute(self, inline=inline, nested=_nested(), collector=values.append)
+        there = placed(self, cluster, inline)
+        await execute(there, inline=inline, nested=nested_now(), collector=values.append)
         return values
 
-    def start(self, *, inline: bool = False) -> BackgroundRun:
+    def start(self, *, inline: bool = False, cluster: Ray | str | None = None) -> BackgroundRun:
         """Start to run in the background and return at once, from any code that must not wait: a GUI's event handler, a notebook's cell.
 
         The run has an event loop of its own in a thread of its own. Ask the `BackgroundRun` for its ``snapshot()`` and whether it is
-        ``done``; ``wait()`` gives the report. Results that no sink takes are counted and dropped.
-
-        Args:
-            inline: as for `run`.
+        ``done``; ``wait()`` gives the report. Results that no sink takes are counted and dropped. Arguments as for `run`.
         """
         from tournant.background import BackgroundRun
 
-        return BackgroundRun(self, inline=inline, nested=_nested())
+        return BackgroundRun(placed(self, cluster, inline), inline=inline, nested=nested_now())
 
-    def open(self, *, inline: bool = False) -> RunHandle:
+    def open(self, *, inline: bool = False, cluster: Ray | str | None = None) -> RunHandle:
         """Return a run to stream results from: ``async with pipeline.open() as run: async for item in run: ...``."""
         from tournant.handle import RunHandle
 
-        return RunHandle(self, inline=inline, nested=_nested())
+        return RunHandle(placed(self, cluster, inline), inline=inline, nested=nested_now())
 
-    def iter(self, *, inline: bool = False) -> Iterator[Any]:
+    def iter(self, *, inline: bool = False, cluster: Ray | str | None = None) -> Iterator[Any]:
         """Iterate over results from synchronous code as they come. Leaving the loop early cancels the run.
 
         Raises:
@@ -440,7 +453,7 @@ class Pipeline:
         from tournant.handle import stream
 
         sync.refuse_deadlock("pipeline.iter()", "`async with pipeline.open() as run`")
-        return stream(self, inline=inline, nested=_nested())
+        return stream(placed(self, cluster, inline), inline=inline, nested=nested_now())
 
     def _run_sync(
         self,
@@ -452,7 +465,7 @@ class Pipeline:
         from tournant.handle import execute
 
         sync.refuse_deadlock(f"pipeline.{call}()", f"`await pipeline.a{call}()`")
-        nested = _nested()
+        nested = nested_now()
         runs: list[Any] = []
 
         def interrupted() -> bool:
@@ -472,9 +485,3 @@ class Pipeline:
             interrupted,
             here=inline,
         )
-
-
-def _nested() -> bool:
-    from tournant.pool.lanes import holds_slot
-
-    return holds_slot()

@@ -118,3 +118,10 @@ class PerWorker:
             raise InvalidPipeline(
                 f"PerWorker(close={self.close!r}): give a callable or leave it out"
             )
+
+
+def is_count_or_share(value: Any) -> bool:
+    """Tell whether `value` is a count (int, 0 or more) or a share (float between 0 and 1)."""
+    if isinstance(value, bool):
+        return False
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, float) and 0 <= value <= 1)

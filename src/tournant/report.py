@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from tournant.errors import short
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tournant.guards.finding import Finding
+    from tournant.observe.events import Events
+    from tournant.observe.recording import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,8 @@ class Report:
         ceiling: inputs per second that the measured demands allow at full use of the bottleneck, by the utilisation law
             (Denning and Buzen, 1978).
         warnings: what looked wrong, each with its mend.
+        events: the buffers that `recording` is made from; ``None`` where ``TOURNANT_EVENTS=0`` has switched them off.
+        findings: what the guards found, each with file, line and stage; their sentences are among the warnings.
     """
 
     sourced: int = 0
@@ -178,13 +187,44 @@ class Report:
     utilisation: float = 0.0
     ceiling: float | None = None
     warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    events: Events | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def recording(self) -> Recording:
+        """What ran where and when: see `tournant.observe.recording`. Made on first use.
+
+        It goes back as far as the run's buffers reach (`tournant.observe.events`), and is empty where they were switched off.
+        """
+        if self.events is None:
+            from tournant.observe.recording import Recording
+
+            return Recording(duration=self.duration, cores=self.cores, summary=str(self))
+        return self.events.recording(str(self))
+
+    def save_trace(self, path: str | Path) -> Path:
+        """Write what ran where and when in Chrome's trace format, which opens in Perfetto and in `tournant trace`.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        return self.recording.save_trace(path)
+
+    def save_timeline(self, path: str | Path) -> Path:
+        """Write one HTML file that shows what ran where and when, and needs nothing else.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        return self.recording.save_timeline(path)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data that ``json.dumps`` takes."""
-        plain = {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "events"}
         plain["failures"] = [failure.as_dict() for failure in self.failures]
         plain["stages"] = [asdict(stage) for stage in self.stages]
         plain["warnings"] = list(self.warnings)
+        plain["findings"] = [finding.as_dict() for finding in self.findings]
         return plain
 
     def __str__(self) -> str:

@@ -33,6 +33,7 @@ Kind = Literal[
     "unbatch",
     "gather",
     "ordered",
+    "remote",
 ]
 
 #: Kinds that call the user's callable on items; the others only move items about.
@@ -47,7 +48,7 @@ class Stage:
     Attributes:
         kind: what the step does with the callable's result.
         name: unique in its pipeline; the callable's name unless given.
-        fn: the callable; ``None`` for stages that only move items.
+        fn: the callable; ``None`` for stages that only move items; for ``"remote"``, what makes the segment of a run.
         on: where it runs.
         is_async: the callable is a coroutine or async generator function, or a flat_map's that is annotated to return an async iterator.
         concurrency: calls at once, for loop stages and ``blocking`` thread stages; with `adaptive`, the most it may come to.

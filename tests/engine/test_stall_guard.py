@@ -75,6 +75,9 @@ def test_a_call_that_hangs_on_the_loop_is_named_with_its_input_and_line(told):
     assert line_of(stage, "go.wait()") in warning
     assert "it went on after" in warning
     assert told()[0] in warning
+    (finding,) = report.findings
+    assert (finding.kind, finding.text) == ("stall", warning)
+    assert finding.seconds >= SOON
 
 
 @pytest.mark.parametrize("options", [{}, {"blocking": True}])
@@ -312,10 +315,11 @@ class Clock:
 def clock(monkeypatch):
     class Run:
         pipeline = tn.Pipeline([1])
-        warnings = []
+        warnings: list = []
+        findings: list = []
 
     monkeypatch.setattr(standstill, "describe", lambda run: "somebody waits")
-    Run.warnings = []
+    Run.warnings, Run.findings = [], []
     clock = Clock(Run)
     clock.warnings = Run.warnings
     return clock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import time
@@ -138,5 +139,47 @@ def test_a_client_may_not_send_requests_ahead_without_end():
                 up, lambda: writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" * 50)
             )
             writer.transport.abort()
+
+    run(main())
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_left_leaves_nothing_to_the_garbage_collection(stream):
+    """What only a garbage collection frees is kept by the thousand, and collecting it holds up every stream."""
+
+    async def script(call: Call):
+        if stream:
+            await call.start()
+            await call.token("t0")
+        await call.go.wait()
+
+    async def leave(up, server):
+        calls = len(up.calls)
+        _, writer = await send(
+            server, "/v1/chat/completions", {**CHAT, "stream": stream, "model": "m"}
+        )
+        await until(lambda: len(up.calls) > calls)
+        await asyncio.sleep(0)
+        writer.transport.abort()
+        await up.calls[calls].gone.wait()
+        await until(lambda: server.app.state.admission.running == 0)
+        await until(lambda: server.app.state.connections == 0)
+
+    async def main():
+        async with upstream(script) as up, serving(llm=up.url) as server:
+            await leave(up, server)
+            gc.collect()
+            gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            try:
+                for _ in range(3):
+                    await leave(up, server)
+                gc.collect()
+                kinds = {f"{type(o).__module__}.{type(o).__qualname__}" for o in gc.garbage}
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+            assert not {kind for kind in kinds if kind.startswith(("tournant.", "uvicorn."))}
 
     run(main())

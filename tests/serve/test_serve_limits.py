@@ -268,3 +268,44 @@ def test_a_refusal_leaves_the_connection_usable(keys):
                 assert b"200 OK" in await response.reader.readuntil(b"\r\n")
 
     run(main())
+
+
+def test_embeddings_are_charged_what_they_used(keys):
+    """The estimate is made before the body is read, from its length; what is kept of it is the tokens that there were."""
+
+    async def main():
+        async with serving(embedder="static", api_keys=keys("tokens=1000/hour")) as server:
+
+            def level() -> float:
+                (caller,) = (c for c in server.app.state.admission.callers() if c.name == "alice")
+                return caller.limit.snapshot().tokens.level
+
+            long = {"input": "understanding " * 200}  # 700 by its length, a few to the tokenizer
+            status, _, body = await ask(server, "/v1/embeddings", long, **of(ALICE))
+            assert status == 200
+            used = body["usage"]["total_tokens"]
+            assert used < 600
+            assert 999 - used <= level() <= 1_001 - used
+            refused = {"input": "y" * 3_000, "encoding_format": "runes"}
+            assert (await ask(server, "/v1/embeddings", refused, **of(ALICE)))[0] == 400
+            assert 999 - used <= level() <= 1_001 - used
+
+    run(main())
+
+
+def test_relayed_embeddings_are_charged_what_they_used(keys):
+    async def script(call: Call) -> None:
+        usage = {"prompt_tokens": 40, "total_tokens": 40}
+        await call.reply({"object": "list", "data": [], "usage": usage})
+
+    async def main():
+        async with (
+            upstream(script) as up,
+            serving(llm=up.url, api_keys=keys("tokens=1000/hour")) as server,
+        ):
+            body = {"model": "e", "input": "x" * 3_000}
+            assert (await ask(server, "/v1/embeddings", body, **of(ALICE)))[0] == 200
+            (caller,) = (c for c in server.app.state.admission.callers() if c.name == "alice")
+            assert 959 <= caller.limit.snapshot().tokens.level <= 961
+
+    run(main())

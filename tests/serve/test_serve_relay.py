@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from serving import (
@@ -367,6 +369,20 @@ def test_what_fails_before_the_first_event_is_a_status(script, status):
             assert "sk-secret" not in str(body)
             if status == 503:
                 assert headers["retry-after"] == "7"
+
+    run(main())
+
+
+def test_a_date_as_the_time_to_come_again_is_understood():
+    async def script(call: Call):
+        when = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+        await call.reply({"error": {}}, "429 Too Many Requests", retry_after=when)
+
+    async def main():
+        async with upstream(script) as up, serving(llm=up.url) as server:
+            status, headers, _ = await ask(server, "/v1/chat/completions", STREAM)
+            assert status == 503
+            assert 30 < int(headers["retry-after"]) <= 90
 
     run(main())
 

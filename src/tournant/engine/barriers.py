@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tournant.engine.lineage import DROPPED, FAILED, REFUSED, Input, Item
 from tournant.engine.segment import Segment
+from tournant.observe import recording
+from tournant.observe.recording import OK
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -48,6 +50,8 @@ class Barrier(Segment):
     def __init__(self, run: Run, stages: list[Stage]) -> None:
         super().__init__(run, stages, [1])
         self.ready: deque[Item] = deque()
+        #: By the number of an input: when the first of what is held of it came.
+        self._since: dict[int, float] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -64,8 +68,14 @@ class Barrier(Segment):
         """Every live item of `origin` has arrived."""
         raise NotImplementedError
 
+    def released(self, number: int, items: int, outcome: str = OK) -> None:
+        """Note that an input is held no longer."""
+        since = self._since.pop(number, None)
+        if since is not None:
+            self.stats[0].calls.say(since, perf_counter(), number, items, outcome)
+
     async def _move(self) -> None:
-        inbox, stats, ready = self.inbox, self.stats[0], self.ready
+        inbox, stats, ready, events = self.inbox, self.stats[0], self.ready, self.run.events
         items = inbox.items
         while not self.run.halted:
             if ready:
@@ -87,6 +97,8 @@ class Barrier(Segment):
                 held = origin.held
                 if held is None:
                     held = origin.held = []
+                    if events.on:
+                        self._since[origin.index] = perf_counter()
                 held.append(item)
                 if len(held) == origin.pending:
                     self.complete(origin)
@@ -133,7 +145,9 @@ class Gather(Barrier):
         origin.held = None
         run = self.run
         size = sum(item.size for item in held)
-        if origin.state & (FAILED | REFUSED):
+        broken = origin.state & (FAILED | REFUSED)
+        self.released(origin.index, len(held), recording.FAILED if broken else OK)
+        if broken:
             if run.budget is not None:
                 run.budget.add(-size)
             origin.pending = 0
@@ -194,6 +208,7 @@ class Ordered(Barrier):
                 assert held.barrier is not None
                 held.barrier.descendant_ended(held)
             elif held:
+                self.released(self.head - 1, len(held))
                 self.ready.extend(held)
         if self.head != before:
             self.run.window_moved()

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING
 from tournant.engine.lineage import Batch, Item
 from tournant.engine.segment import Segment
 from tournant.errors import BatchMismatch
+from tournant.observe.recording import FAILED
 from tournant.pool.steps import plain
 from tournant.sizes import size_of
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
     from tournant.stages import Stage
+
+
+def _refuse(segment: Segment, item: Item, error: Exception) -> None:
+    """Fail an item that can't be put into a list, or taken out of one."""
+    if segment.run.events.on:
+        now = perf_counter()
+        segment.stats[0].calls.say(now, now, item.origin.index, 1, FAILED)
+    segment.gone(item, None, 0, error, 1)
 
 
 class Batcher(Segment):
@@ -24,6 +33,7 @@ class Batcher(Segment):
         super().__init__(run, stages, [1])
         self._task: asyncio.Task[None] | None = None
         self._rows: list[Item] = []
+        self._since = 0.0
         self._relieved = False
 
     def start(self) -> None:
@@ -82,14 +92,15 @@ class Batcher(Segment):
                     own = float(weigh(item.value))
                 except BaseException as error:
                     stats.left += 1
-                    self.gone(item, None, 0, plain(error), 1)
+                    _refuse(self, item, plain(error))
                     continue
                 if self._rows and weight + own > limit:
                     await self._send()
                     weight = 0.0
                 weight += own
-            if not self._rows and max_wait is not None:
-                due = perf_counter() + max_wait
+            if not self._rows:
+                self._since = perf_counter()
+                due = self._since + (max_wait or 0.0)
             self._rows.append(item)
             full = (size is not None and len(self._rows) >= size) or (
                 limit is not None and weight >= limit
@@ -105,11 +116,15 @@ class Batcher(Segment):
         rows, self._rows = self._rows, []
         self._relieved = False
         stats, out, run = self.stats[0], self.out, self.run
+        events = run.events
         stats.left += len(rows)
         if not rows:
             return
         stats.items_out += len(rows)
-        item = Item([row.value for row in rows], Batch(rows))
+        batch = Batch(rows, events.batch([row.origin.index for row in rows]) if events.on else -1)
+        if events.on:
+            stats.calls.say(self._since, perf_counter(), batch.index, len(rows))
+        item = Item([row.value for row in rows], batch)
         if out is None:
             run.arrive(item)
             return
@@ -164,7 +179,7 @@ class Unbatcher(Segment):
                     f"unbatch got a {type(item.value).__name__} where a list belongs; the stages between .batch() and "
                     ".unbatch() must return an iterable of results"
                 )
-                self.gone(item, None, 0, problem, 1)
+                _refuse(self, item, problem)
                 continue
             if len(values) == len(batch.members) and not item.pos:
                 rows = batch.members
@@ -177,7 +192,7 @@ class Unbatcher(Segment):
                     f"unbatch got {len(values)} results for a batch of {len(batch.members)}, so nobody can tell which input each "
                     "belongs to, but a later .gather() or .ordered() needs to know; return one result per entry, in order"
                 )
-                self.gone(item, None, 0, mismatch, 1)
+                _refuse(self, item, mismatch)
                 continue
             else:
                 rows = [Item(value, batch, (*item.pos, n)) for n, value in enumerate(values)]
@@ -187,6 +202,9 @@ class Unbatcher(Segment):
                         row.size = size_of(row.value)
                         run.budget.add(row.size)
                 run.end_item(item, 0)
+            if run.events.on:
+                now = perf_counter()
+                stats.calls.say(now, now, batch.index)
             for row in rows:
                 stats.items_out += 1
                 if out is None:

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant.engine.channel import Attempt
+from tournant.observe.events import Odd
 from tournant.pool.lanes import Lane
 from tournant.pool.steps import Outbox, Part
 
@@ -23,21 +24,25 @@ class Chunk:
         items: items, or lists of items for ``map_batches``.
         values: what the steps are called with, one per entry of `items`.
         count: items in all.
-        since: when it was made, to go out at once.
         attempt: where the chunk is something that comes back.
         reported: entries of `items` that parts have told of.
         children: children of the entry in work that have been passed on.
         progress: when the attempt in work began, as far as is known; 0 before it began.
         paused: it gave its slot back while there is no room for its children.
         reserved: bytes that are counted for what it will make.
+        sent: when it was handed over.
+        told: until when what its worker did is recorded.
+        waited: seconds that it had been ready before it was handed over.
+        odd: units of a part that went wrong, while the part is taken.
         held: parts that the lane has sent without having got the word to go on.
         abandoned: nobody wants its results any more.
         ticket: what travels in place of its value where the stage has a limit; otherwise ``None``.
     """
 
     __slots__ = (
-        "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "outbox",
-        "paused", "paused_at", "progress", "reported", "reserved", "segment", "since", "skip", "spec", "spent", "ticket", "timed_out", "values",
+        "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "odd",
+        "outbox", "paused", "paused_at", "progress", "reported", "reserved", "segment", "sent", "skip", "spec", "spent",
+        "ticket", "timed_out", "told", "values", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -54,7 +59,6 @@ class Chunk:
         self.items = items
         self.values = values
         self.count = count
-        self.since = perf_counter()
         self.attempt = attempt
         self.skip = attempt.skip if attempt is not None else 0
         self.hold = segment.flat and segment.retry is not None
@@ -74,6 +78,8 @@ class Chunk:
         self.abandoned = False
         self.timed_out = False
         self.ticket: Ticket | None = None
+        self.sent = self.told = self.waited = 0.0
+        self.odd: list[Odd] = []
         # One part may be under way before the lane has to wait for the loop's word.
         self.gate = threading.Semaphore(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tournant.errors import (
@@ -58,13 +59,16 @@ class Failures:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._stopping = {
-            stage.name
-            for stage in pipeline.stages
-            if (stage.on_error or pipeline.on_error) == "stop"
-        }
+        self._stopping: set[str] = set()
+        self.watch(pipeline.stages)
         self.items: list[Failure] = []
         self.fatal: list[Exception] = []
+
+    def watch(self, stages: Iterable[Stage]) -> None:
+        """Apply the policies of stages that one stage of the pipeline stands for."""
+        self._stopping.update(
+            stage.name for stage in stages if (stage.on_error or self._pipeline.on_error) == "stop"
+        )
 
     def add(self, stage: Stage, key: object, error: Exception, attempts: int) -> Failure:
         """Record that an item failed for good."""

@@ -20,6 +20,7 @@ from tournant.limits.figures import InvalidLimit, is_number
 if TYPE_CHECKING:
     from tournant.engine.run import Run
     from tournant.engine.stats import StageStats
+    from tournant.observe.events import Events
     from tournant.stages import Stage
 
 
@@ -51,6 +52,7 @@ class Gate:
         self._outside = run.context.get(admission)
         self._waiting: set[asyncio.Task[Any]] = set()
         self._sent_away: set[asyncio.Task[Any]] = set()
+        self._frozen = False
         self._for_rate = 0
         self._since = 0.0
         self._pressed = 0.0
@@ -154,6 +156,20 @@ class Gate:
     def pressed(self) -> float:
         """Seconds, on the limit's clock, in which somebody waited for the rate."""
         return self._pressed + (self.clock.now() - self._since if self._for_rate else 0.0)
+
+    def tell(self, events: Events, now: float) -> None:
+        """Tell the run's events how the limits stand."""
+        name = self._stage.name
+        if self.adaptive is not None:
+            events.limit(now, f"concurrency: {name}", "calls", self.adaptive.limit)
+        if self.limit is not None:
+            limit = self.limit.snapshot()
+            for unit, kind in (("requests/s", limit.requests), ("tokens/s", limit.tokens)):
+                if kind is not None:
+                    events.limit(now, f"rate: {name}", unit, kind.rate / kind.seconds)
+            if limit.frozen_for > 0 and not self._frozen:
+                events.mark("limit", f"stage {name}: {limit}")
+            self._frozen = limit.frozen_for > 0
 
     def describe(self) -> str:
         """Return the present limits and why they are so, as a line."""

@@ -92,14 +92,16 @@ class Batch:
     """A batch of items as an origin: what happens to its descendants happens to each member.
 
     Attributes:
+        index: what the run's events know it by: a number below 0.
         members: the items in the batch.
         pending: live descendants of the batch.
         state: bits as for an input.
     """
 
-    __slots__ = ("members", "pending", "state")
+    __slots__ = ("index", "members", "pending", "state")
 
-    def __init__(self, members: list[Item]) -> None:
+    def __init__(self, members: list[Item], index: int = -1) -> None:
+        self.index = index
         self.members = members
         self.pending = 1
         self.state = 0

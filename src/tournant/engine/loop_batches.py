@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from tournant.engine.failures import blames_a_row
 from tournant.engine.lineage import Item
 from tournant.engine.loop_segment import LoopSegment, interrupts
 from tournant.engine.strays import Strays
+from tournant.observe.recording import CANCELLED, FAILED, OK, RETRIED
 from tournant.pool.steps import checked_rows, plain
 
 if TYPE_CHECKING:
@@ -49,12 +51,15 @@ class LoopBatchSegment(LoopSegment):
                     inbox.removed()
                 if items or again:
                     self._more()
+                ready = perf_counter() if step.gate is not None else 0.0
                 if step.gate is not None and not await self._let_in(step.gate, rows, attempt):
                     continue
                 left.clear()
                 self.active += 1
                 stats.started += len(rows)
                 began = perf_counter()
+                if ready:
+                    stats.calls.waited(began, began - ready)
                 try:
                     results = checked_rows(await step.call([row.value for row in rows]), len(rows))
                     if left:
@@ -63,13 +68,16 @@ class LoopBatchSegment(LoopSegment):
                     if left:
                         await left.give_up(error)
                     if interrupts(error, run):
+                        self._say(rows, began, perf_counter(), CANCELLED)
                         raise
-                    await self._batch_failed(rows, attempt, plain(error))
+                    await self._batch_failed(rows, attempt, plain(error), began)
                     continue
                 finally:
+                    ended = perf_counter()
                     stats.left += len(rows)
-                    stats.times.append(perf_counter() - began)
+                    stats.times.append(ended - began)
                     self.active -= 1
+                self._say(rows, began, ended, OK)
                 stats.items_out += len(rows)
                 for row, result in zip(rows, results, strict=True):
                     if out is None:
@@ -95,7 +103,7 @@ class LoopBatchSegment(LoopSegment):
                 return False
         except Exception as error:
             step.stats.left += len(rows)
-            await self._batch_failed(rows, attempt, error)
+            await self._batch_failed(rows, attempt, error, perf_counter())
             return False
         if attempt is None and not callable(step.stage.cost):
             # More may have come while it waited, and costs no more.
@@ -134,12 +142,13 @@ class LoopBatchSegment(LoopSegment):
             self.stats[0].wait_input += perf_counter() - began
 
     async def _batch_failed(
-        self, rows: list[Item], attempt: Attempt | None, error: Exception
+        self, rows: list[Item], attempt: Attempt | None, error: Exception, began: float
     ) -> None:
         """Retry the whole batch while the policy allows; then halve it until the poison row stands alone."""
         stage = self.stages[0]
         count = (attempt.count if attempt is not None else 0) + 1
         final = attempt is not None and attempt.final
+        started, ended = self.stats[0].started, perf_counter()
         if not final and not self.run.halted and self.run.failures.wants_retry(stage, error, count):
             await self._again(Attempt(None, rows, count=count), error, len(rows))
         elif len(rows) == 1 or not blames_a_row(error):
@@ -150,3 +159,12 @@ class LoopBatchSegment(LoopSegment):
             self.not_begun(self.stats[0], len(rows))
             for part in (rows[half:], rows[:half]):
                 self.inbox.again.appendleft(Attempt(None, part, count=count, final=True))
+        # Those that are tried again were taken out of the counts.
+        again = self.stats[0].started < started
+        self._say(rows, began, ended, RETRIED if again else FAILED)
+
+    def _say(self, rows: list[Item], began: float, ended: float, outcome: str) -> None:
+        """Record a call."""
+        if self.run.events.on:
+            who = array("q", [row.origin.index for row in rows])
+            self.stats[0].calls.say(began, ended, who, len(rows), outcome)

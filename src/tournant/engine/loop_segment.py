@@ -23,6 +23,7 @@ from tournant.engine.stats import StageStats
 from tournant.engine.strays import Strays
 from tournant.errors import note
 from tournant.limits.current import admission
+from tournant.observe.recording import CANCELLED, FAILED, RETRIED
 from tournant.pool.leftovers import FINE, check_result
 from tournant.pool.steps import WithState, plain
 from tournant.sizes import size_of
@@ -167,8 +168,9 @@ class LoopSegment(Segment):
         run, inbox, out, steps = self.run, self.inbox, self.out, self.steps
         items, again = inbox.items, inbox.again
         count, clock = len(steps), perf_counter
-        budget = run.budget
+        budget, record = run.budget, run.events.on
         left = Strays(self.stages).begin()
+        entering = False
         try:
             while True:
                 attempt: Attempt | None = None
@@ -200,11 +202,14 @@ class LoopSegment(Segment):
                         stats = step.stats
                         before = item.size
                         if stats.started - stats.left >= step.limit:
+                            since, entering = now, True
                             await self._enter(step, item, value)
+                            entering = False
                             if run.halted:
                                 item = None
                                 break
                             now = clock()
+                            stats.calls.waited(now, now - since)
                         stats.started += 1
                         code = step.code
                         if code == FLAT:
@@ -217,6 +222,9 @@ class LoopSegment(Segment):
                         stats.left += 1
                         then = clock()
                         stats.times.append(then - now)
+                        if record:
+                            stats.ends.append(then)
+                            stats.who.append(item.origin.index)
                         now = then
                         if step.waiters:
                             step.leave()
@@ -235,14 +243,17 @@ class LoopSegment(Segment):
                 except BaseException as error:
                     if left:
                         await left.give_up(error)
+                    assert item is not None
                     if interrupts(error, run):
+                        if record and not entering:
+                            step.stats.calls.say(now, clock(), item.origin.index, 1, CANCELLED)
                         raise
+                    entering = False
                     step.stats.left += 1
                     if step.waiters:
                         step.leave()
-                    assert item is not None
                     tried = attempt.count if attempt is not None and attempt.step == i else 0
-                    await self._failed(item, value, i, tried + 1, plain(error))
+                    await self._failed(item, value, i, tried + 1, plain(error), now)
                     item = None
                 finally:
                     self.active -= 1
@@ -356,8 +367,11 @@ class LoopSegment(Segment):
             await left.settle(stage, perf_counter() - began - paused)
         for number, child in enumerate(hold or ()):
             await self._pass_child(stats, Item(child, origin, (*item.pos, number)), deadline)
+        ended = perf_counter()
         stats.left += 1
-        stats.times.append(perf_counter() - began - paused)
+        stats.times.append(ended - began - paused)
+        if run.events.on:
+            stats.calls.say(began, ended, origin.index)
         if step.waiters:
             step.leave()
         if not run.halted:
@@ -394,12 +408,15 @@ class LoopSegment(Segment):
             self.stats[-1].wait_output += perf_counter() - began
 
     async def _failed(
-        self, item: Item, value: Any, step: int, count: int, error: Exception
+        self, item: Item, value: Any, step: int, count: int, error: Exception, began: float
     ) -> None:
-        stage = self.stages[step]
+        stage, calls = self.stages[step], self.stats[step].calls
         if self.run.budget is not None:
             self.run.change(item, value)
-        if self.run.halted or not self.run.failures.wants_retry(stage, error, count):
+        final = self.run.halted or not self.run.failures.wants_retry(stage, error, count)
+        if self.run.events.on:
+            calls.say(began, perf_counter(), item.origin.index, 1, FAILED if final else RETRIED)
+        if final:
             self.gone(item, None, step, error, count)
             return
         await self._again(Attempt(item, value=value, step=step, count=count), error, 1)

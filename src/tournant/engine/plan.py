@@ -60,7 +60,11 @@ def build(run: Run, stages: tuple[Stage, ...]) -> list[Segment]:
     world: World | None = None
     for group in fuse(stages, inline=run.inline):
         first = group[0]
-        if first.kind in _MOVERS:
+        if first.kind == "remote":
+            # Stages that run elsewhere: whoever placed them there knows how.
+            assert first.fn is not None
+            segments.append(first.fn(run))
+        elif first.kind in _MOVERS:
             segments.append(_MOVERS[first.kind](run, group))
         elif run.inline or first.on == "loop":
             kind = LoopBatchSegment if first.kind == "map_batches" else LoopSegment

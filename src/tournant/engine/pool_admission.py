@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant.engine.chunk import Chunk
@@ -153,6 +154,7 @@ class Admissions(Segment):
                 chunk.ticket = Ticket(value, call, None)
                 self._may_go = call.try_enter()
                 if not self._may_go:
+                    chunk.waited = -perf_counter()
                     self.run.spawn(self._ask(gate, call), f"tournant {self.stages[0].name} gate")
             chunk.values = [chunk.ticket]
         return self._may_go
@@ -170,6 +172,8 @@ class Admissions(Segment):
         if self.next is None:
             return self._take()
         chunk, self.next, self._may_go = self.next, None, False
+        if chunk.waited < 0:
+            chunk.waited += perf_counter()
         return chunk
 
     def drop_next(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tournant.engine.channel import Attempt
 from tournant.engine.chunk import Chunk
 from tournant.engine.lineage import DROPPED, REFUSED, Item
+from tournant.engine.noting import note_cancelled, note_dropped, note_failed, note_part
 from tournant.engine.pool_admission import Admissions, end_admission
 from tournant.engine.pool_memory import Memory
 from tournant.engine.recovery import Recovery
@@ -109,6 +110,7 @@ class PoolSegment(Recovery, Memory, Admissions):
         super().halt()
         for chunk in list(self.paused):
             self.paused.remove(chunk)
+            note_cancelled(self, chunk)
             chunk.abandon()
             self._chunk_over(chunk)
         self._maybe_done()
@@ -117,6 +119,7 @@ class PoolSegment(Recovery, Memory, Admissions):
         """Give up every chunk; processes that hold one are killed."""
         self.halt()
         for chunk in list(self.chunks):
+            note_cancelled(self, chunk)
             chunk.abandon()
             chunk.kill()
             self._chunk_over(chunk)
@@ -187,8 +190,12 @@ class PoolSegment(Recovery, Memory, Admissions):
         if not self.blocking and not self.run.closed:
             self.run.pool.slots.release(self.run)
 
-    def dispatch(self) -> None:
-        """Start one chunk, or resume one; the caller has acquired the slot, and takes it back if this raises."""
+    def dispatch(self, waited: float = 0.0) -> None:
+        """Start one chunk, or resume one; the caller has acquired the slot, and takes it back if this raises.
+
+        Args:
+            waited: seconds that it has waited for the slot.
+        """
         if self.paused:
             self.working += 1
             chunk = self.paused.pop(0)
@@ -206,6 +213,8 @@ class PoolSegment(Recovery, Memory, Admissions):
         self.chunks.add(chunk)
         self._reserve(chunk)
         chunk.lane = lane
+        chunk.sent = chunk.told = perf_counter()
+        chunk.waited += waited
         lane.submit(chunk)
         if inbox.writers or inbox.room_wanted:
             inbox.removed()
@@ -271,12 +280,15 @@ class PoolSegment(Recovery, Memory, Admissions):
         if not self.flat or part.ends:
             chunk.progress = perf_counter()
         self._unreserve(chunk)
+        begin = chunk.reported
         if self.flat:
             self._take_flat(chunk, part)
         elif self.batch:
             self._take_batches(chunk, part)
         else:
             self._take_plain(chunk, part)
+        if self.run.events.on:
+            note_part(self, chunk, part, begin)
         if part.last:
             self._learn(chunk)
             self._chunk_over(chunk)
@@ -349,16 +361,19 @@ class PoolSegment(Recovery, Memory, Admissions):
     ) -> tuple[list[Item], list[Any]]:
         """Deal with failed and dropped items; return the others."""
         good_items, good_values = [], []
-        for item, value in zip(items, values, strict=True):
+        for n, (item, value) in enumerate(zip(items, values, strict=True)):
             kind = type(value)
             if kind is Failed:
                 for stats in self.stats[: max(0, value.step)]:
                     stats.items_out += 1
                 self._step_failed(value.step)
-                self._failed(chunk, item, value.step, value.error)
+                note_failed(
+                    chunk, n, value.step, self._failed(chunk, item, value.step, value.error)
+                )
             elif kind is Dropped:
                 for stats in self.stats[: value.step]:
                     stats.items_out += 1
+                note_dropped(chunk, n, value.step)
                 self.run.end_item(item, DROPPED if item.pos else DROPPED | REFUSED)
             else:
                 good_items.append(item)
@@ -378,15 +393,20 @@ class PoolSegment(Recovery, Memory, Admissions):
         for stats in self.stats[:-1]:
             stats.items_out += len(ends)
         at = 0
-        for n, what in ends:
+        for unit, (n, what) in enumerate(ends):
             parent: Item = chunk.items[chunk.reported]
             self._children(chunk, parent, part.values[at:n], part.odd)
             at = n
             chunk.reported += 1
             chunk.children = 0
             if type(what) is Failed:
-                self._failed(chunk, parent, what.step, what.error)
+                if what.step < len(self.stages) - 1:
+                    self._step_failed(what.step)
+                note_failed(
+                    chunk, unit, what.step, self._failed(chunk, parent, what.step, what.error)
+                )
             elif type(what) is Dropped:
+                note_dropped(chunk, unit, what.step)
                 run.end_item(parent, DROPPED if parent.pos else DROPPED | REFUSED)
             else:
                 run.end_item(parent, 0)
@@ -422,11 +442,12 @@ class PoolSegment(Recovery, Memory, Admissions):
         begin = chunk.reported
         chunk.reported += len(part.values)
         self._measure(chunk, part, len(part.values))
-        for rows, results in zip(chunk.items[begin : chunk.reported], part.values, strict=True):
+        batches = zip(chunk.items[begin : chunk.reported], part.values, strict=True)
+        for n, (rows, results) in enumerate(batches):
             self.in_work -= len(rows)
             stats.left += len(rows)
             if type(results) is Failed:
-                self._batch_failed(chunk, rows, results.error)
+                note_failed(chunk, n, results.step, self._batch_failed(chunk, rows, results.error))
                 continue
             stats.items_out += len(rows)
             if out is None:

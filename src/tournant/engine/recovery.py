@@ -12,12 +12,14 @@ from tournant.engine.channel import Attempt
 from tournant.engine.chunk import Chunk
 from tournant.engine.failures import backoff, blames_a_row
 from tournant.engine.lineage import Item
+from tournant.engine.noting import note_death, note_rest
 from tournant.engine.pool_admission import end_admission
 from tournant.engine.segment import Segment
 from tournant.errors import StageTimeout, WorkerDied
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
+    from tournant.observe.events import Events, Stretches
     from tournant.policies import Retry
     from tournant.stages import Stage
 
@@ -30,7 +32,10 @@ class Recovery(Segment):
         in_work: items out on lanes.
         chunks: those out on a lane.
         stuck: timed out on a thread that can't be stopped; it no longer counts as work.
+        stretches: the ring that keeps what its workers did.
     """
+
+    stretches: Stretches
 
     def __init__(self, run: Run, stages: list[Stage], limits: list[int]) -> None:
         super().__init__(run, stages, limits)
@@ -43,6 +48,11 @@ class Recovery(Segment):
         self.stuck: set[Chunk] = set()
         self._timers: set[asyncio.TimerHandle] = set()
 
+    def record(self, events: Events, first: int) -> None:
+        """Take the rings that keep what happens here."""
+        super().record(events, first)
+        self.stretches = events.segment(first)
+
     def _chunk_over(self, chunk: Chunk) -> None:
         raise NotImplementedError
 
@@ -53,31 +63,38 @@ class Recovery(Segment):
         self._timers.clear()
         self.returning = 0
 
-    def _failed(self, chunk: Chunk, item: Item, step: int, error: Exception) -> None:
+    def _failed(self, chunk: Chunk, item: Item, step: int, error: Exception) -> bool:
+        """Have an item tried again, or fail it; tell whether it is tried again."""
         step = max(0, step)
         stage = self.stages[step]
         count = (chunk.attempt.count if chunk.attempt is not None else 0) + 1
         if not self.run.halted and self.run.failures.wants_retry(stage, error, count):
             deaths = chunk.attempt.deaths if chunk.attempt is not None else 0
             self._again(Attempt(item, count=count, deaths=deaths), stage, error, 1)
-        else:
-            self.gone(item, None, step, error, count)
+            return True
+        self.gone(item, None, step, error, count)
+        return False
 
-    def _batch_failed(self, chunk: Chunk, rows: list[Item], error: Exception) -> None:
+    def _batch_failed(self, chunk: Chunk, rows: list[Item], error: Exception) -> bool:
+        """Have a batch tried again, whole or in halves, or fail it; tell whether it is tried again."""
         stage, attempt = self.stages[0], chunk.attempt
         count = (attempt.count if attempt is not None else 0) + 1
         final = attempt is not None and attempt.final
         if not final and not self.run.halted and self.run.failures.wants_retry(stage, error, count):
             self._again(Attempt(None, rows, count=count), stage, error, len(rows))
-        elif len(rows) == 1 or not blames_a_row(error):
+            return True
+        if len(rows) == 1 or not blames_a_row(error):
             for row in rows:
                 self.gone(row, None, 0, error, count)
-        elif not self.run.halted:
+            return False
+        if not self.run.halted:
             self._not_begun(len(rows))
             half = len(rows) // 2
             for part in (rows[half:], rows[:half]):
                 self.inbox.again.appendleft(Attempt(None, part, count=count, final=True))
             self.run.schedule()
+            return True
+        return False
 
     def _again(self, attempt: Attempt, stage: Stage, error: Exception, rows: int) -> None:
         self.stats[0].retried += rows
@@ -104,6 +121,7 @@ class Recovery(Segment):
         """A chunk could not start: alone, its item fails; with others, each is tried alone."""
         if not chunk.abandoned:
             rest = self._unreported(chunk)
+            before = self.stats[0].started
             if len(rest) == 1:
                 problem = error if isinstance(error, Exception) else RuntimeError(repr(error))
                 unit = rest[0]
@@ -113,6 +131,7 @@ class Recovery(Segment):
                     self._failed(chunk, unit, 0, problem)
             else:
                 self._alone(chunk, rest, deaths=0)
+            note_rest(self, chunk, rest, before)
         self._chunk_over(chunk)
         self.run.schedule()
 
@@ -120,6 +139,8 @@ class Recovery(Segment):
         """The chunk's worker process died: what it held runs again, one at a time."""
         if not chunk.abandoned:
             rest = self._unreported(chunk)
+            before = self.stats[0].started
+            note_death(self, chunk, how, rest)
             if chunk.timed_out:
                 self._timed_out(chunk, rest)
             elif len(rest) == 1 and chunk.attempt is not None and chunk.attempt.deaths:
@@ -138,6 +159,7 @@ class Recovery(Segment):
             else:
                 # Of several nobody knows which one it was; what was alone has it on its account.
                 self._alone(chunk, rest, deaths=1 if len(rest) == 1 else 0)
+            note_rest(self, chunk, rest, before)
         self._chunk_over(chunk)
         self.run.schedule()
 
@@ -176,7 +198,9 @@ class Recovery(Segment):
                 if not chunk.kill():
                     # A thread can't be stopped. It is left behind, and its slot goes to somebody else: a call that
                     # hangs seldom computes, and two of them must not bring the run to a halt.
-                    self._timed_out(chunk, self._unreported(chunk))
+                    rest, before = self._unreported(chunk), self.stats[0].started
+                    self._timed_out(chunk, rest)
+                    note_rest(self, chunk, rest, before)
                     chunk.abandon()
                     self._chunk_over(chunk)
                     self.stuck.add(chunk)

@@ -11,17 +11,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant import sync
-from tournant.engine import crew, plan, strays
+from tournant.engine import crew, plan, strays, summary
 from tournant.engine.barriers import Barrier, Ordered
 from tournant.engine.budget import Budget
 from tournant.engine.channel import Channel
 from tournant.engine.failures import Failures
+from tournant.engine.guarding import Guarding
 from tournant.engine.lineage import ARRIVED, CLOSED, DROPPED, FAILED, Input, Item, inputs_of
+from tournant.engine.noting import record
 from tournant.engine.pool_segment import PoolSegment
 from tournant.engine.segment import Segment
 from tournant.engine.source import Source
 from tournant.engine.stall import Lookout
-from tournant.engine.summary import build_report, check_sum, snapshot_of
 from tournant.errors import LostItems, RunClosed, SourceFailed, TournantError, short
 from tournant.pool import lanes
 from tournant.pool.leftovers import present
@@ -32,6 +33,7 @@ from tournant.sizes import size_of
 if TYPE_CHECKING:
     from tournant.engine.bookkeeping import Bookkeeping
     from tournant.engine.gate import Gate
+    from tournant.guards.finding import Finding
     from tournant.pipeline import Pipeline
     from tournant.stages import Stage
 
@@ -46,7 +48,9 @@ class Run:
         collector: takes the value of each item that arrives, where the last stage is no sink.
         results: the channel that a streaming consumer reads; ``None`` otherwise.
         consuming: a streaming consumer works on a result.
+        findings: what the engine itself has found; what its guards found is in `guarding`.
         gates: those of the stages with a limit.
+        events: what is recorded of it.
         halted: nothing new starts any more.
         closed: the run has ended and given everything back.
     """
@@ -81,6 +85,7 @@ class Run:
         self.outputs = 0
         self.failures = Failures(pipeline)
         self.warnings: list[str] = []
+        self.findings: list[Finding] = []
         self.books: Bookkeeping | None = None
         self.source_iterable: Any = None
         self.source_is_async = False
@@ -94,6 +99,7 @@ class Run:
         self._scheduled = False
         self.wants_slot: dict[PoolSegment, float] = {}
         self.lookout = Lookout(self)
+        self.guarding = Guarding(self)
         self._hosted = False
         self._watched: strays.Watched | None = None
         self._closing: asyncio.Task[Report] | None = None
@@ -118,6 +124,7 @@ class Run:
         first = (
             self.segments[0].inbox if self.segments else self.results or Channel(self.loop, 1 << 30)
         )
+        self.events = record(self)
         self.source = Source(self, first)
         self._open = len(self.segments) + 1
 
@@ -158,20 +165,11 @@ class Run:
         for segment in self.segments:
             segment.start()
         if not self.segments and self.results is None:
-            self.spawn(self._discard(), "tournant discard")
+            self.spawn(self.source.discard(), "tournant discard")
         self.spawn(self.source.feed(), "tournant source")
         self.lookout.start()
-
-    async def _discard(self) -> None:
-        """The pipeline without stages: every input arrives as it is."""
-        items = self.source.inbox.items
-        inbox = self.source.inbox
-        while True:
-            while items:
-                self.arrive(items.popleft())
-            if inbox.closed:
-                return
-            await inbox.wait_items()
+        self.events.start()
+        self.guarding.start()
 
     async def wait(self) -> None:
         """Wait until every segment is done."""
@@ -212,6 +210,7 @@ class Run:
     async def _close(self) -> Report:
         self.ended = perf_counter()
         self.lookout.stop()
+        self.guarding.stop()
         self.source.stop()
         if not self.cancelled:
             # Once is enough: a second time would break into what a call does to clean up.
@@ -219,17 +218,7 @@ class Run:
                 task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
-        if self._tasks:
-            self.warnings.append(
-                f"{len(self._tasks)} stage call(s) went on after they were cancelled: "
-                "a coroutine must let asyncio.CancelledError pass"
-            )
-        stuck = sum(len(segment.stuck) for segment in self.pool_segments)
-        if stuck:
-            self.warnings.append(
-                f"{stuck} thread(s) still run a call that timed out; Python can't stop a thread, so use "
-                'on="processes" where calls may hang'
-            )
+        self.warnings += crew.left_behind(self, len(self._tasks))
         self.closed = True
         if self._watched is not None:
             self._watched.leave(self.loop)
@@ -245,13 +234,13 @@ class Run:
                 self.failures.fatal.append(error)
         if self.budget is not None:
             self.budget.open()
-        self.report = build_report(self)
+        self.report = summary.build_report(self)
         if self.books is not None:
             try:
                 await self.books.close(self.report)
             except TournantError as error:
                 self.failures.fatal.append(error)
-        check_sum(self, self.report)
+        summary.check_sum(self, self.report)
         self.failures.raise_for(self.report)
         return self.report
 
@@ -328,6 +317,10 @@ class Run:
         task.add_done_callback(self._task_done)
         return task
 
+    def owns(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether a task is one of the run's own. May be called from any thread."""
+        return task in self._tasks
+
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
@@ -366,11 +359,12 @@ class Run:
                 if not segment.acquire():
                     wants.setdefault(segment, perf_counter())
                     break
-                since = wants.pop(segment, None)
+                since, waited = wants.pop(segment, None), 0.0
                 if since is not None:
-                    segment.stats[0].wait_slot += perf_counter() - since
+                    waited = perf_counter() - since
+                    segment.stats[0].wait_slot += waited
                 try:
-                    segment.dispatch()
+                    segment.dispatch(waited)
                 except Exception as error:
                     # The pool was shut down, or the machine has no thread left.
                     segment.release()
@@ -422,7 +416,7 @@ class Run:
                 self.end_item(item, ARRIVED)
             return
         plain = self.books is None and not self.ordered
-        done = 0
+        done: list[int] = []
         for item in items:
             origin = item.origin
             if (
@@ -435,10 +429,12 @@ class Run:
                 # The common case by far, an input with one descendant: what `end` and `close_input` come to.
                 origin.pending = 0
                 origin.state = ARRIVED | CLOSED
-                done += 1
+                done.append(origin.index)
             else:
                 origin.end(ARRIVED, self)
-        self.done += done
+        self.done += len(done)
+        if done and self.events.on:
+            self.events.inputs.ended += done
 
     def close_input(self, origin: Input) -> None:
         """Every descendant of an input has ended: count its outcome."""
@@ -457,6 +453,10 @@ class Run:
         else:
             self.done += 1
             outcome = "done"
+        if self.events.on:
+            self.events.inputs.ended.append(origin.index)
+            if outcome != "done":
+                self.events.inputs.outcomes[origin.index] = outcome
         if self.ordered:
             for barrier in self.ordered:
                 barrier.input_closed(origin)
@@ -489,8 +489,6 @@ class Run:
         if error is not None:
             self._fatal(error)
 
-    # Looking at it.
-
     def snapshot(self) -> RunSnapshot:
         """Return the run as it stands. May be called from any thread."""
-        return snapshot_of(self)
+        return summary.snapshot(self)

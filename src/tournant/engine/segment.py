@@ -10,6 +10,8 @@ from tournant.engine.stats import StageStats
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
+    from tournant.observe.events import Events
+    from tournant.report import Report
     from tournant.stages import Stage
 
 
@@ -37,6 +39,11 @@ class Segment:
         self.inbox: Channel
         self.out: Channel | None = None
         self.done = False
+
+    def record(self, events: Events, first: int) -> None:
+        """Take the rings that keep what happens here; `first` is the index of the first stage."""
+        for stats, calls in zip(self.stats, events.calls[first:], strict=False):
+            stats.calls = calls
 
     def capacity(self) -> int:
         """Return how many items the inbox should hold."""
@@ -85,6 +92,10 @@ class Segment:
         for stats in self.stats:
             if len(stats.times) > 256:
                 stats.fold()
+
+    def amend(self, report: Report) -> Report:
+        """Return the run's report with what only this segment knows; called once, at the end."""
+        return report
 
     # What several kinds of segment do with an item that has gone through.
 

@@ -120,6 +120,16 @@ class Source:
             self.inbox.close()
             run.segment_done()
 
+    async def discard(self) -> None:
+        """Where there are no stages: every input arrives as it is."""
+        inbox = self.inbox
+        while True:
+            while inbox.items:
+                self.run.arrive(inbox.items.popleft())
+            if inbox.closed:
+                return
+            await inbox.wait_items()
+
     async def _feed_list(self, values: Any) -> None:
         """The fast path: nothing between the sequence and the channel but room, window and key."""
         run, inbox = self.run, self.inbox
@@ -127,6 +137,9 @@ class Source:
         barrier, fingerprint_of = run.first_barrier, run.pipeline.fingerprint
         plain = run.budget is None
         ordered = bool(run.ordered)
+        record, taken = run.events.on, run.events.inputs
+        if record:
+            taken.taking(self.admitted)
         for position, value in enumerate(values):
             if self.stopped:
                 return
@@ -134,6 +147,8 @@ class Source:
                 await self._enter(value)
                 if self.stopped:
                     return
+                if record:
+                    taken.taking(self.admitted)
             if key_of is not None:
                 key = _keyed(key_of, value)
             elif type(value) is str:
@@ -143,6 +158,8 @@ class Source:
             fingerprint = fingerprint_of(value) if fingerprint_of is not None else None
             origin = Input(key, self.admitted, barrier, fingerprint)
             item = Item(value, origin)
+            if record and key is not position:
+                taken.name(self.admitted, key)
             if not plain:
                 run.enter(item)
             self.sourced += 1
@@ -232,6 +249,8 @@ class Source:
             if not needed:
                 self.sourced += 1
                 run.skipped += 1
+                if run.events.on:
+                    run.events.inputs.skip(self.admitted, entry[1])
                 self._was_put()
                 continue
             await books.room()
@@ -247,6 +266,9 @@ class Source:
             if self.stopped:
                 return
         item = Item(value, Input(key, self.admitted, run.first_barrier, fingerprint))
+        if run.events.on:
+            run.events.inputs.taking(self.admitted)
+            run.events.inputs.name(self.admitted, key)
         if run.budget is not None:
             run.enter(item)
         self.sourced += 1

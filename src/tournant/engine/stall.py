@@ -13,6 +13,8 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from tournant.engine.noting import look
+
 if TYPE_CHECKING:
     from tournant.engine.run import Run
     from tournant.engine.standstill import Standstill
@@ -41,12 +43,14 @@ class Lookout:
         from tournant.engine.standstill import Standstill
 
         self._standstill = Standstill(self._run)
+        look(self._run, perf_counter())
         if self._run.budget is not None:
             self._run.budget.on_wait = self.soon
         self._timer = self._run.loop.call_later(self._delay, self._look)
 
     def stop(self) -> None:
-        """End it."""
+        """End it, after a last look at what is recorded."""
+        look(self._run, perf_counter())
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -64,6 +68,7 @@ class Lookout:
         run, now = self._run, perf_counter()
         for segment in run.segments:
             segment.tick(now)
+        look(run, now)
         seen = run.source.sourced + run.outputs
         for segment in run.segments:
             for stats in segment.stats:

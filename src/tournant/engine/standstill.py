@@ -21,6 +21,7 @@ from tournant.engine.loop_segment import LoopSegment
 from tournant.engine.pool_segment import PoolSegment
 from tournant.engine.strays import is_users
 from tournant.errors import short
+from tournant.guards.finding import Finding
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -53,36 +54,39 @@ class Standstill:
         self._after = stall_after(run.pipeline.stall_after)
         self._due = self._after
         self._since = self._looked = perf_counter()
-        #: Where in the run's warnings the present standstill stands.
-        self._at: int | None = None
+        #: Where in the run's warnings and findings the present standstill stands.
+        self._at: tuple[int, int] | None = None
 
     def look(self, now: float, moved: bool) -> None:
         """Take one look; `moved` also where nobody could expect movement, such as behind a slow consumer."""
         late, self._looked = now - self._looked, now
         if late > _LATE:
             self._since += late
+        lasted = now - self._since
         if moved:
             if self._at is not None:
-                self._run.warnings[self._at] += f" (it went on after {_seconds(now - self._since)})"
+                before = self._run.warnings[self._at[0]]
+                self._keep(f"{before} (it went on after {_seconds(lasted)})", lasted)
                 self._at = None
             self._since, self._due = now, self._after
-        elif now - self._since >= self._due:
+        elif lasted >= self._due:
+            import logging
+
             # Told again when it has lasted twice as long, and so on.
             self._due *= 2
-            self._tell(
-                f"nothing has moved for {_seconds(now - self._since)}: {describe(self._run)}"
-            )
+            text = f"nothing has moved for {_seconds(lasted)}: {describe(self._run)}"
+            logging.getLogger("tournant").warning("%s", text)
+            self._keep(text, lasted)
 
-    def _tell(self, text: str) -> None:
-        import logging
-
-        logging.getLogger("tournant").warning("%s", text)
-        warnings = self._run.warnings
+    def _keep(self, text: str, lasted: float) -> None:
+        warnings, findings = self._run.warnings, self._run.findings
+        finding = Finding("stall", text, seconds=lasted)
         if self._at is None:
-            self._at = len(warnings)
+            self._at = len(warnings), len(findings)
             warnings.append(text)
+            findings.append(finding)
         else:
-            warnings[self._at] = text
+            warnings[self._at[0]], findings[self._at[1]] = text, finding
 
 
 def describe(run: Run) -> str:
@@ -231,7 +235,7 @@ def _pool_causes(run: Run, segment: PoolSegment) -> list[str]:
             what += f", in the worker process {process.pid}"
         elif lane is not None and lane.thread.ident is not None:
             what += _place(list(_stack(lane.thread.ident))[::-1])
-        calls.append((max(chunk.since, chunk.progress), what))
+        calls.append((max(chunk.sent, chunk.progress), what))
     if calls:
         causes.append(_in_flight(name, calls, now))
     since = run.wants_slot.get(segment)

@@ -13,6 +13,7 @@ from tournant.report import StageReport, StageSnapshot
 
 if TYPE_CHECKING:
     from tournant.engine.gate import Gate
+    from tournant.observe.events import Calls
 
 _EVERY_CALL = 4096
 _STRIDE = 8
@@ -26,12 +27,15 @@ class StageStats:
         left: calls that have ended, well or not.
         items_out: items passed on.
         times: seconds of calls not folded yet.
+        ends: where loop calls are recorded, when each of `times` ended.
+        who: the same, for which input or batch.
+        calls: the ring that keeps them.
         gate: what admits the calls, where the stage has a limit.
     """
 
     __slots__ = (
-        "_buckets", "_folded", "busy", "failed", "gate", "items_out", "left", "limit", "name", "on", "retried", "started",
-        "times", "wait_input", "wait_limit", "wait_output", "wait_slot",
+        "_buckets", "_folded", "busy", "calls", "ends", "failed", "gate", "items_out", "left", "limit", "name", "on",
+        "retried", "started", "times", "wait_input", "wait_limit", "wait_output", "wait_slot", "who",
     )  # fmt: skip
 
     def __init__(self, name: str, on: str, limit: int) -> None:
@@ -50,6 +54,9 @@ class StageStats:
         self.wait_slot = 0.0
         self.wait_limit = 0.0
         self.times: list[float] = []
+        self.ends: list[float] = []
+        self.who: list[int] = []
+        self.calls: Calls
         self._buckets: dict[int, int] = {}
         self._folded = 0
 
@@ -60,6 +67,10 @@ class StageStats:
             return
         self.times = []
         self.add_times(times)
+        if self.ends:
+            self.calls.pack(times, self.ends, self.who)
+            self.ends.clear()
+            self.who.clear()
 
     def add_times(self, times: list[float]) -> None:
         """Add the seconds of several calls."""

@@ -45,12 +45,14 @@ def build_report(run: Run) -> Report:
         (s.busy / (s.limit * duration), s.busy / s.limit, s.name) for s in single if duration > 0
     ]
     resources += [(s.rate_share, s.rate_share * duration, s.name) for s in single if s.rate_share]
+    if run.events.on:
+        run.events.end(run.began + duration, cores, run.source.admitted)
     ended = run.done + run.failed + run.filtered
     bottleneck, utilisation, ceiling = None, 0.0, None
     if resources and ended:
         utilisation, seconds, bottleneck = max(resources)
         ceiling = ended / seconds if seconds > 0 else None
-    return Report(
+    report = Report(
         sourced=run.source.sourced,
         done=run.done,
         failed=run.failed,
@@ -66,26 +68,25 @@ def build_report(run: Run) -> Report:
         utilisation=min(1.0, utilisation),
         ceiling=ceiling,
         warnings=tuple(run.warnings),
+        events=run.events if run.events.on else None,
+        findings=(*run.guarding.findings, *run.findings),
     )
+    for segment in run.segments:
+        report = segment.amend(report)
+    return report
 
 
-def snapshot_of(run: Run) -> RunSnapshot:
-    """Return a run as it stands; any thread may ask."""
+def snapshot(run: Run) -> RunSnapshot:
+    """Return a run as it stands. May be called from any thread."""
     stages = tuple(
         stats.snapshot(segment.queued() if n == 0 else 0, segment.running(n))
         for segment in run.segments
         for n, stats in enumerate(segment.stats)
     )
     return RunSnapshot(
-        (run.ended or perf_counter()) - run.began,
-        run.total,
-        run.source.sourced,
-        run.done,
-        run.failed,
-        run.skipped,
-        run.filtered,
-        stages,
-    )
+        (run.ended or perf_counter()) - run.began, run.total, run.source.sourced, run.done, run.failed, run.skipped,
+        run.filtered, stages,
+    )  # fmt: skip
 
 
 def check_sum(run: Run, report: Report) -> None:

@@ -136,12 +136,21 @@ class Job(Protocol):
 
 
 class Lane:
-    """A thread of the pool."""
+    """A thread of the pool.
+
+    Attributes:
+        name: unique in this process.
+        pid: the process that executes: this one, or the lane's own.
+        since: when a process of its own was started, by ``time.perf_counter``.
+    """
 
     kind = "threads"
 
     def __init__(self, pool: Pool, name: str) -> None:
         self.pool = pool
+        self.name = name
+        self.pid = os.getpid()
+        self.since = 0.0
         self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self.thread.start()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant.errors import NotPicklable, WorkerDied, note, short
@@ -39,6 +40,7 @@ class ProcessLane(Lane):
         self._job: Job | None = None
         self._alive = threading.Lock()
         super().__init__(pool, name)
+        self.pid = 0
         # The interpreter starts now, while its first chunk is still being read.
         self.jobs.put(self._start_early)
 
@@ -219,6 +221,7 @@ class ProcessLane(Lane):
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(requests)
             os.close(results)
+        self.pid, self.since = self.process.pid, perf_counter()
         self._reader = wire.Reader(self._results)
         self._defined.clear()
         self._world = None
@@ -285,13 +288,13 @@ class _Merge:
                 ends.append((n, what))
                 self._at += 1
                 ends += [(n, failed) for failed in self._due()]
-            return Part(part.values, ends, True, part.times, part.last)
+            return Part(part.values, ends, True, part.times, part.last, part.since, part.sent)
         values: list[Any] = list(self._due())
         for value in part.values:
             values.append(value)
             self._at += 1
             values += self._due()
-        return Part(values, None, True, part.times, part.last)
+        return Part(values, None, True, part.times, part.last, part.since, part.sent)
 
     def _due(self) -> list[Failed]:
         due = []

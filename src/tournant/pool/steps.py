@@ -61,9 +61,11 @@ class Part:
         odd: whether any entry may be `Failed` or `Dropped`.
         times: per step, the seconds of each call.
         last: no part follows.
+        since: when the worker began with this, after the part before, by its clock.
+        sent: when the part was made.
     """
 
-    __slots__ = ("ends", "last", "odd", "times", "values")
+    __slots__ = ("ends", "last", "odd", "sent", "since", "times", "values")
 
     def __init__(
         self,
@@ -72,15 +74,21 @@ class Part:
         odd: bool,
         times: list[list[float]],
         last: bool,
+        since: float = 0.0,
+        sent: float = 0.0,
     ) -> None:
         self.values = values
         self.ends = ends
         self.odd = odd
         self.times = times
         self.last = last
+        self.since = since
+        self.sent = sent
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Part, (self.values, self.ends, self.odd, self.times, self.last)
+        return Part, (
+            self.values, self.ends, self.odd, self.times, self.last, self.since, self.sent
+        )  # fmt: skip
 
 
 class Outbox:
@@ -95,6 +103,7 @@ class Outbox:
         "ends",
         "last_flush",
         "odd",
+        "since",
         "times",
         "values",
     )
@@ -104,7 +113,7 @@ class Outbox:
         self.ends: list[tuple[int, Any]] | None = [] if flat else None
         self.odd = False
         self.times: list[list[float]] = [[] for _ in range(steps)]
-        self.last_flush = perf_counter()
+        self.last_flush = self.since = perf_counter()
         self._send = send
         self._lock = lock
         self._sent = 0
@@ -141,7 +150,7 @@ class Outbox:
             self._timed[k] += len(new)
             times.append(new)
         self.last_flush = perf_counter()
-        self._send(Part(values, ends, self.odd, times, last))
+        self._send(Part(values, ends, self.odd, times, last, self.since, self.last_flush))
         return True
 
 
@@ -261,7 +270,7 @@ def _run_single(
         if now > due:
             if out.flush() and wanted is not None and not wanted():
                 return False
-            began = clock()
+            began = out.since = clock()
             due = began + FLUSH
     return True
 
@@ -281,7 +290,8 @@ def _run_fused(
         if clock() > due:
             if out.flush() and wanted is not None and not wanted():
                 return False
-            due = clock() + FLUSH
+            out.since = clock()
+            due = out.since + FLUSH
     return True
 
 
@@ -372,7 +382,7 @@ def _run_flat(
                         before = clock()
                         if out.flush() and wanted is not None and not wanted():
                             return False
-                        now = clock()
+                        now = out.since = clock()
                         paused += now - before
                         due = now + FLUSH
             if left:
@@ -389,7 +399,8 @@ def _run_flat(
         if clock() > due:
             if out.flush() and wanted is not None and not wanted():
                 return False
-            due = clock() + FLUSH
+            out.since = clock()
+            due = out.since + FLUSH
     return True
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tournant.limits import Rate, RateLimit, Reservation
 from tournant.serve.errors import HTTPError, busy
@@ -52,6 +54,27 @@ class Caller:
         self.requests = 0
         self.tokens = 0.0
         self.refused = 0
+
+
+class Charge:
+    """What a request costs its caller.
+
+    Attributes:
+        tokens: The tokens, by estimate, until it is settled.
+        reservation: Its place in the caller's own limits, if there are any.
+    """
+
+    __slots__ = ("reservation", "tokens")
+
+    def __init__(self, tokens: float, reservation: Reservation | None) -> None:
+        self.tokens = tokens
+        self.reservation = reservation
+
+    def settle(self, tokens: float) -> None:
+        """Charge what was really used in place of the estimate."""
+        self.tokens = tokens
+        if self.reservation is not None:
+            self.reservation.settle(tokens)
 
 
 class Ticket:
@@ -160,19 +183,28 @@ class Admission:
         ticket._since = time.monotonic()
         return ticket
 
-    def count(self, caller: Caller, tokens: float) -> None:
+    @contextmanager
+    def charged(self, caller: Caller, tokens: float = 0.0) -> Iterator[Charge]:
         """Charge a request that needs no room of its own (a search, embeddings) to its caller's rates.
+
+        Inside of the block the charge is settled by what was really used. Where the block fails, it is a request without tokens.
 
         Raises:
             HTTPError: 429 for the caller's own limits, 503 while the server stops.
         """
         if self.closed is not None:
             raise self.closed
-        reservation = self._reserve(caller, tokens)
-        if reservation is not None:
-            reservation.close()
+        charge = Charge(tokens, self._reserve(caller, tokens))
         caller.requests += 1
-        caller.tokens += tokens
+        try:
+            yield charge
+        except BaseException:
+            charge.settle(0.0)
+            raise
+        finally:
+            if charge.reservation is not None:
+                charge.reservation.close()
+            caller.tokens += charge.tokens
 
     def close(self, why: HTTPError) -> None:
         """Let nobody in any more, and send away who waits."""

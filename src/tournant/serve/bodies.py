@@ -27,6 +27,8 @@ Send = Callable[[Message], Awaitable[None]]
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 DIRECT = "tournant.connection"
+#: Where a request's scope holds how many tokens it used.
+TOKENS = "tournant.tokens"
 """Where a request's scope holds its connection, under a server of our own."""
 ON_THE_LOOP = 64 * 1024
 """Up to so many bytes a body is parsed on the loop: about 0.2 ms, less than a hop to a thread costs under load."""

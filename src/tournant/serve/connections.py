@@ -93,6 +93,9 @@ class Connection(HttpToolsProtocol):
         for presence in list(self._presences):
             presence.left()
         super().connection_lost(exc)
+        # None of these is of use any more, and each knows the connection: no need to wait for the garbage collection.
+        self._answering = self.cycle = self.scope = None  # type: ignore[assignment]
+        self.pipeline.clear()
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
@@ -217,6 +220,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
 
 
-def quiet_uvicorn() -> None:
-    """Let uvicorn log only what is wrong, and what a client sends that is no HTTP not at all."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+def quiet_parsers() -> None:
+    """Let the libraries that read requests log only what is wrong with the server: what clients send could fill the log."""
+    for name in ("uvicorn.error", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)

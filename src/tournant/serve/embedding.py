@@ -22,6 +22,7 @@ from tournant.ingest.errors import EmbedderUnavailable, IngestError
 from tournant.pool.slots import cores
 from tournant.serve.batcher import Batcher, BatchPolicy
 from tournant.serve.bodies import (
+    TOKENS,
     Receive,
     Scope,
     Send,
@@ -204,6 +205,7 @@ class Embeddings:
         size = self._size(body)
         async with Presence(receive):
             result = await self.embed(texts)
+            scope[TOKENS] = result.tokens
             arguments = (result, self.model, format_, size)
             if result.vectors.size <= _ON_THE_LOOP:
                 data = _response(*arguments)

@@ -127,10 +127,15 @@ class Presence:
             self._connection.unwatch(self)
         elif self._watcher is not None:
             self._watcher.cancel()
-        if self.reason is None:
+        # An error whose traceback leads back to itself would keep all of the request until the garbage collection.
+        reason, self.reason = self.reason, None
+        if reason is None:
             return
-        if self._task.uncancel() <= self._before and isinstance(error, asyncio.CancelledError):
-            raise self.reason from None
+        try:
+            if self._task.uncancel() <= self._before and isinstance(error, asyncio.CancelledError):
+                raise reason from None
+        finally:
+            del reason, error, trace
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -7,11 +7,14 @@ hangs or ends without ``[DONE]`` becomes an error event.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import msgspec
 
+from tournant.limits.headers import seconds_of
 from tournant.serve.bodies import off_the_loop
 from tournant.serve.errors import HTTPError, busy
 from tournant.serve.events import EventCutter, EventTooLarge, has_data, is_error_event, usage_in
@@ -21,6 +24,7 @@ from tournant.serve.ticker import Ticker
 from tournant.serve.upstream import Channel, Upstream
 
 _LINGER = 1.0
+_LONGEST_WAIT = 3_600.0
 _MOST_ERROR = 64 * 1024
 _PASSED_ON = frozenset({400, 404, 409, 413, 422})
 _FIRST_SCANNED = 4_096
@@ -201,7 +205,7 @@ class StreamRelay(Fetch):
             self._pause,
             self._resume,
         )
-        self._feed = self._pump.feed
+        self._feed: Callable[[bytes], None] = self._pump.feed
         self._cut_events = self._cutter.feed
         self.failed: HTTPError | None = None
 
@@ -246,6 +250,7 @@ class StreamRelay(Fetch):
         finally:
             self._ticker.watched.discard(self)
             self.cut()
+            self._pump.let_go()
 
     def interrupt(self, error: HTTPError) -> None:
         """End the stream with an error event. Only of use once it has started."""
@@ -406,10 +411,7 @@ def _refuse(answer: Answer) -> None:
     if status == 200 or status in _PASSED_ON:
         return
     if status in (429, 503, 529):
-        try:
-            seconds = float(answer.headers.get(b"retry-after", b"1"))
-        except ValueError:
-            seconds = 1.0
+        seconds = _when_again(answer.headers.get(b"retry-after", b""))
         raise busy(
             503,
             "the upstream has no room for another answer now: try again later",
@@ -425,6 +427,18 @@ def _refuse(answer: Answer) -> None:
     if status == 504:
         raise HTTPError(504, "the upstream took too long: try again")
     raise HTTPError(502, f"the upstream answered with status {status}: try again")
+
+
+def _when_again(said: bytes) -> float:
+    """Return the seconds that a Retry-After tells, which is a number or a date; 1 where it is neither."""
+    text = said.decode("latin-1")
+    found = seconds_of(text)
+    if found is None:
+        try:
+            found = parsedate_to_datetime(text).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return 1.0
+    return min(max(found, 0.0), _LONGEST_WAIT)
 
 
 _read_shape = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from tournant.serve.app import App, make_app
-from tournant.serve.connections import Connection, quiet_uvicorn
+from tournant.serve.connections import Connection, quiet_parsers
 from tournant.serve.errors import MissingExtra, ServeError
 from tournant.serve.settings import ServeSettings
 
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
         self._hurry: asyncio.Event | None = None
         refused: set[Connection] = set()
         protocol: Any = functools.partial(Connection, app.state, refused)
-        quiet_uvicorn()
+        quiet_parsers()
         super().__init__(
             uvicorn.Config(
                 app,

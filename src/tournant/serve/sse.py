@@ -220,6 +220,10 @@ class Pump:
         else:
             await response.end()
 
+    def let_go(self) -> None:
+        """Forget the producer: the two know each other, and would outlive the answer until the garbage collection."""
+        self._pause = self._resume = _nothing
+
     def _rest(self) -> None:
         """Under load, after a write: leave a producer that is fast alone for a while, so that its next pieces come together."""
         now = self._loop.time()
@@ -233,3 +237,7 @@ class Pump:
         self._resting = False
         if not self._full:
             self._resume()
+
+
+def _nothing() -> None:
+    pass

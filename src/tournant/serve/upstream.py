@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from tournant._version import __version__
@@ -74,8 +74,8 @@ class Channel(asyncio.Protocol):
         # The pieces of a body that one read holds are handed on together: an event is often a piece of its own.
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append
-        self._parser = httptools.HttpResponseParser(self)
-        self._feed = self._parser.feed_data
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._feed: Any = self._parser.feed_data
 
     # For whoever uses it
 
@@ -144,6 +144,8 @@ class Channel(asyncio.Protocol):
         self._upstream.connections -= 1
         self._upstream.forget(self)
         self._stop_lingering()
+        # The parser knows the connection: together they would wait for the garbage collection.
+        self._parser = self._feed = None
         listener, self._listener = self._listener, None
         if listener is None:
             return

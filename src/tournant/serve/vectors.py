@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tournant.llm.estimate import estimate_tokens
 from tournant.serve.bodies import (
+    TOKENS,
     Endpoint,
     Message,
     Receive,
@@ -44,8 +45,9 @@ class Vectors:
         if state.embeddings is not None:
             length = header(scope, b"content-length") or "0"
             tokens = int(length[:12]) // _BYTES_PER_TOKEN if length.isdecimal() else 0
-            state.admission.count(caller, tokens)
-            await self._guarded(state.embeddings, scope, receive, send)
+            with state.admission.charged(caller, tokens) as charge:
+                await self._guarded(state.embeddings, scope, receive, send)
+                charge.settle(scope.get(TOKENS, tokens))
             return
         if state.upstream is None:
             raise HTTPError(
@@ -55,33 +57,35 @@ class Vectors:
             )
         raw = await read_body(scope, receive, state.settings)
         body = an_object(await parse_json(raw, state.settings))
-        state.admission.count(caller, estimate_tokens(body))
-        async with Presence(receive, state.running, scope):
-            request = state.upstream.request(
-                "POST", "/embeddings", raw, state.passed_authorization(scope)
-            )
-            settings = state.settings
-            answer = await fetch(
-                state.upstream, request, settings.total_seconds, settings.max_answer_bytes
-            )
+        with state.admission.charged(caller, estimate_tokens(body)) as charge:
+            async with Presence(receive, state.running, scope):
+                request = state.upstream.request(
+                    "POST", "/embeddings", raw, state.passed_authorization(scope)
+                )
+                settings = state.settings
+                answer = await fetch(
+                    state.upstream, request, settings.total_seconds, settings.max_answer_bytes
+                )
+            if (used := answer.usage()) is not None:
+                charge.settle(sum(used))
         kind = answer.headers.get(b"content-type", JSON)
         await respond(send, answer.status, answer.body, kind, answer.when_again())
 
     async def search(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer ``POST /v1/search``."""
         state = self._state
-        state.admission.count(state.caller(scope), 0)
-        if state.searcher is None:
-            raise HTTPError(503, "the index is not open yet", headers={"retry-after": "1"})
-        await self._guarded(state.searcher, scope, receive, send)
+        with state.admission.charged(state.caller(scope)):
+            if state.searcher is None:
+                raise HTTPError(503, "the index is not open yet", headers={"retry-after": "1"})
+            await self._guarded(state.searcher, scope, receive, send)
 
     async def documents(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer ``POST /v1/documents``."""
         state = self._state
-        state.admission.count(state.caller(scope), 0)
-        if state.documents is None:
-            raise HTTPError(503, "the index is not open yet", headers={"retry-after": "1"})
-        await self._guarded(state.documents, scope, receive, send)
+        with state.admission.charged(state.caller(scope)):
+            if state.documents is None:
+                raise HTTPError(503, "the index is not open yet", headers={"retry-after": "1"})
+            await self._guarded(state.documents, scope, receive, send)
 
     async def _guarded(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send

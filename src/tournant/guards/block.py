@@ -1,0 +1,176 @@
+"""One block of an event loop: what was seen of it, and the verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from tournant.guards import places
+from tournant.guards.places import Place
+
+if TYPE_CHECKING:
+    from tournant.guards.patrol import Tick
+    from tournant.guards.waits import Wait
+
+#: The verdicts. The last three are nobody's mistake.
+CPU, CALL, DEADLOCK, OTHER = "cpu", "blocking call", "waits on its own loop", "another thread"
+COLLECTION, MACHINE, DEBUGGER = "garbage collection", "machine stalled", "debugger"
+INNOCENT = frozenset((COLLECTION, MACHINE, DEBUGGER))
+#: Share of a block that decides.
+_MOST = 0.5
+
+
+class Suspect:
+    """Who held the loop: one step of a task, or one callback.
+
+    Attributes:
+        identity: the task or the callback's frame; ``None`` for the loop itself.
+        task: the task, if it is one.
+        since: when it was there first.
+        until: when it was there last.
+        places: how often each line was seen.
+        stood: instructions at which it was seen: one only if it stood in one call all the time.
+        stacks: the stack at the first sight of each line.
+        stages: for each listener the stage that it named.
+        debugged: a debugger was at work.
+    """
+
+    __slots__ = ("debugged", "identity", "places", "since", "stacks", "stages", "stood", "task", "until")
+
+    def __init__(self, identity: Any, task: Any, since: float) -> None:
+        self.identity = identity
+        self.task = task
+        self.since = self.until = since
+        self.places: Counter[Place] = Counter()
+        self.stood: set[tuple[int, ...]] = set()
+        self.stacks: dict[Place, str] = {}
+        self.stages: list[tuple[Any, str | None]] = []
+        self.debugged = False
+
+    @property
+    def seconds(self) -> float:
+        """For how long."""
+        return self.until - self.since
+
+    def place(self) -> Place | None:
+        """Return the line at which it was seen most."""
+        return max(self.places, key=self.places.__getitem__) if self.places else None
+
+
+class Block:
+    """From a beat that should have come to the one that came.
+
+    Attributes:
+        due: when the beat was due; names the block.
+        began: when the block began, as far as is known.
+        queued_before: for how long the loop's thread had stood in the run queue by then.
+        ended: when it ended, or now if it is `lasting`.
+        lasting: it goes on.
+        told: it has been told of while it lasted.
+        examined: `wait` has been looked for.
+        wait: what the loop's thread waits for, if that is known.
+        cpu: CPU seconds of the loop's thread in it.
+        queued: seconds for which that thread was ready to run and got no core.
+        paused: seconds of garbage collection in it.
+        stalled: seconds by which the watchdog was late because it got no core.
+        locked: seconds by which it was late because it didn't get the interpreter lock.
+        worked: CPU seconds of the busiest other thread while the lock was held.
+        worker: where that thread stood, and its stack.
+        holding: where the code holds an asyncio lock.
+        stage: the stage for the listener that is being told.
+        suspects: who held the loop, one after the other.
+        looks: looks taken.
+    """
+
+    def __init__(self, due: float, began: float, queued_before: float) -> None:
+        self.due = due
+        self.began = began
+        self.queued_before = queued_before
+        self.ended = began
+        self.lasting = self.told = self.examined = False
+        self.wait: Wait | None = None
+        self.cpu = self.queued = self.paused = self.stalled = self.locked = 0.0
+        self.worked = self._most = 0.0
+        self.worker: tuple[Place, str] | None = None
+        self.holding: Place | None = None
+        self.stage: str | None = None
+        self.suspects: list[Suspect] = []
+        self.looks = 0
+
+    def seen(self, tick: Tick, native: int) -> None:
+        """Count a wake-up of the watchdog that falls into the block.
+
+        Args:
+            tick: the wake-up.
+            native: the native id of the loop's thread.
+        """
+        self.looks += 1
+        late = min(tick.late, tick.now - self.began)
+        if tick.lock_waited:
+            self.locked += late
+            spent = {thread: cpu for thread, cpu in tick.spent.items() if thread != native}
+            if spent:
+                most = max(spent, key=spent.__getitem__)
+                self.worked += spent[most]
+                if spent[most] > self._most and (frames := places.frames_of_native(most)):
+                    self._most = spent[most]
+                    guilty = places.culprit(frames)
+                    assert guilty is not None
+                    self.worker = places.place_of(guilty), places.written(frames)
+        elif late > 0.005:
+            self.stalled += late
+
+    @property
+    def seconds(self) -> float:
+        """For how long it lasted."""
+        return self.ended - self.began
+
+    def suspect(self) -> Suspect | None:
+        """Return who held the loop longest."""
+        if self.lasting and self.suspects:
+            self.suspects[-1].until = self.ended
+        return max(self.suspects, key=lambda one: one.seconds, default=None)
+
+    def verdict(self, threshold: float) -> tuple[str, float]:
+        """Return what it was, and for how long that held up the loop; an empty verdict if it was nothing.
+
+        Args:
+            threshold: seconds below which it was nothing.
+        """
+        suspect = self.suspect()
+        seconds = self.seconds
+        if suspect is None or seconds < threshold:
+            return "", 0.0
+        machine = min(seconds, max(self.queued, self.stalled))
+        if self.paused >= _MOST * seconds:
+            return COLLECTION, self.paused
+        if machine >= _MOST * seconds and self.cpu < threshold:
+            return MACHINE, machine
+        computes = self.cpu >= _MOST * (seconds - machine)
+        # The loop's thread, too, may have waited for the interpreter lock, wherever it stood: in one long stretch, or again and again.
+        elsewhere = not computes and self.worker is not None and self.worked >= _MOST * self.locked
+        if elsewhere and self.locked >= max(_MOST * seconds, threshold):
+            return OTHER, seconds
+        if suspect.identity is None:
+            return ("", 0.0) if seconds - machine >= threshold else (MACHINE, machine)
+        if suspect.debugged:
+            return DEBUGGER, seconds
+        held = suspect.seconds
+        own = held - machine - self.paused
+        if computes:
+            # A thread that waits for a core has its work to do all the same.
+            own = max(own, min(held, self.cpu - self.paused))
+        if own < threshold:
+            return "", 0.0
+        if self.wait is not None and self.wait.deadlock:
+            return DEADLOCK, held
+        if computes:
+            return CPU, held
+        if elsewhere and self.locked >= 0.25 * seconds and len(suspect.stood) > 1:
+            return OTHER, held
+        return CALL, held
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person does."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"

@@ -1,0 +1,178 @@
+"""The process's one watchdog thread: it wakes up, notes how late it is itself and why, and lets everybody who joined take a look.
+
+It starts when the first joins and is gone when the last has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from time import perf_counter
+from typing import Protocol
+
+from tournant.guards.clocks import cpu_seconds, switches
+
+#: Seconds between two looks: while all is well, and while something is being looked into.
+CALM, HURRY = 0.05, 0.02
+_MOST_THREADS = 64
+_log = logging.getLogger("tournant.guards")
+
+
+class Tick:
+    """One wake-up.
+
+    Attributes:
+        now: when, by `time.perf_counter`.
+        last: when the previous one was.
+        late: seconds by which it came later than it should have.
+        lock_waited: whether it waited for the interpreter lock for a switch interval or longer.
+    """
+
+    __slots__ = ("_cpu", "_before", "last", "late", "lock_waited", "now")
+
+    def __init__(self, now: float, last: float, late: float, lock_waited: bool, before: Tick | None):
+        self.now = now
+        self.last = last
+        self.late = late
+        self.lock_waited = lock_waited
+        self._cpu: dict[int, float] | None = None
+        if before is not None:
+            before._before = None
+        self._before = before
+
+    @property
+    def cpu(self) -> dict[int, float]:
+        """CPU seconds so far of each thread that Python knows, by native id; empty where there are very many."""
+        if self._cpu is None:
+            threads = threading.enumerate() if threading.active_count() <= _MOST_THREADS else []
+            me = threading.get_native_id()
+            pairs = [(t.native_id, cpu_seconds(t.native_id)) for t in threads if t.native_id]
+            self._cpu = {n: cpu for n, cpu in pairs if cpu is not None and n != me}
+        return self._cpu
+
+    @property
+    def spent(self) -> dict[int, float]:
+        """CPU seconds of each thread since the previous wake-up; empty if nobody asked for `cpu` then."""
+        before = self._before._cpu if self._before is not None else None
+        if before is None:
+            return {}
+        return {thread: cpu - before.get(thread, 0.0) for thread, cpu in self.cpu.items()}
+
+
+class Member(Protocol):
+    """Who takes looks. Both methods are called on the watchdog thread, and must be quick."""
+
+    def look(self, tick: Tick) -> None:
+        """Look."""
+
+    def hurry(self) -> bool:
+        """Tell whether the next look should come soon."""
+
+
+class _Patrol:
+    """One life of the thread: from the first member to the last."""
+
+    def __init__(self) -> None:
+        self.members: list[Member] = []
+        self.ended = False
+        # Held while there are members: waiting for it with a timeout is a sleep that `leave` and `soon` can cut short.
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.thread = threading.Thread(target=self._run, name="tournant-watchdog", daemon=True)
+
+    def _run(self) -> None:
+        last = perf_counter()
+        given = switches()
+        tick: Tick | None = None
+        delay = CALM
+        while True:
+            cut_short = self.wake.acquire(timeout=delay)
+            now = perf_counter()
+            if self._over():
+                return
+            after = switches()
+            late = 0.0 if cut_short else max(0.0, now - last - delay)
+            interval = sys.getswitchinterval()
+            if given is not None and after is not None:
+                # Once for the sleep itself, once for the wait that asks for the lock, and again for each interval in which it
+                # wasn't given. A process that was stopped has waited for long too, and switched a few times only.
+                lock_waited = late > 0.5 * interval and after - given >= max(
+                    3, 2 + 0.3 * late / interval
+                )
+            else:
+                lock_waited = late > 0.8 * interval
+            tick = Tick(now, last, late, lock_waited, tick)
+            delay = CALM
+            for member in list(self.members):
+                try:
+                    member.look(tick)
+                    if member.hurry():
+                        delay = HURRY
+                except Exception:
+                    # A guard that fails must not take the others along, nor the program.
+                    _log.exception("a guard failed: %r. It has been switched off", member)
+                    leave(member)
+            last = perf_counter()
+            given = switches()
+
+    def _over(self) -> bool:
+        with _lock:
+            if not self.members:
+                self.ended = True
+            return self.ended
+
+
+_lock = threading.Lock()
+_patrol: _Patrol | None = None
+
+
+def join(member: Member) -> None:
+    """Have `member` look from now on."""
+    global _patrol
+    with _lock:
+        if _patrol is None or _patrol.ended:
+            _patrol = _Patrol()
+            _patrol.members.append(member)
+            _patrol.thread.start()
+        elif member not in _patrol.members:
+            _patrol.members.append(member)
+
+
+def leave(member: Member) -> None:
+    """Let `member` look no more. It may be in the middle of its last look."""
+    with _lock:
+        if _patrol is None:
+            return
+        if member in _patrol.members:
+            _patrol.members.remove(member)
+        last = not _patrol.members
+    if last:
+        soon()
+
+
+def soon() -> None:
+    """Have the watchdog look at once."""
+    patrol = _patrol
+    if patrol is not None:
+        with contextlib.suppress(RuntimeError):  # Somebody else has just done so.
+            patrol.wake.release()
+
+
+def on_patrol() -> bool:
+    """Tell whether the watchdog thread is there."""
+    patrol = _patrol
+    return patrol is not None and patrol.thread.is_alive()
+
+
+def _after_fork() -> None:
+    global _lock, _patrol
+    # The child of a fork has no watchdog thread, and nobody who watches.
+    _lock = threading.Lock()
+    _patrol = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
