@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -320,5 +321,6 @@ def test_what_blocks_the_loop_is_named(caplog):
     run(main())
     lines = Path(__file__).read_text().splitlines()
     (line,) = [number for number, text in enumerate(lines, 1) if text.endswith("# this line")]
-    assert f"{__file__}:{line} in chat" in caplog.text
+    assert re.search(rf"chat \(\S*{Path(__file__).name}:{line}\)", caplog.text)
+    assert f'File "{__file__}", line {line}' in caplog.text
     assert "asyncio.to_thread" in caplog.text

@@ -141,6 +141,8 @@ class Block:
         seconds = self.seconds
         if suspect is None or seconds < threshold:
             return "", 0.0
+        if self.wait is not None and self.wait.deadlock:
+            return DEADLOCK, suspect.seconds
         machine = min(seconds, max(self.queued, self.stalled))
         if self.paused >= _MOST * seconds:
             return COLLECTION, self.paused
@@ -162,8 +164,6 @@ class Block:
             own = max(own, min(held, self.cpu - self.paused))
         if own < threshold:
             return "", 0.0
-        if self.wait is not None and self.wait.deadlock:
-            return DEADLOCK, held
         if computes:
             return CPU, held
         if elsewhere and self.locked >= 0.25 * seconds and len(suspect.stood) > 1:

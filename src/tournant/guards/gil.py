@@ -26,10 +26,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from tournant.guards.clocks import cpu_seconds
+from tournant.guards.clocks import cpu_seconds, queued_seconds
 
 #: Seconds with two or more busy threads before there is a verdict.
 ENOUGH = 0.3
+#: Looks that it takes to say that threads stand in each other's way.
+LOOKS = 8
 #: Cores that a process behind the lock can use: one, and what is done while nobody needs the lock.
 ONE_CORE = 1.3
 #: Share of wake-ups that must have waited for the lock.
@@ -85,16 +87,36 @@ class Tick(Protocol):
 class _Group:
     """The evidence on one stage."""
 
-    __slots__ = ("cpu", "looks", "name", "process", "seconds", "seen", "threads", "waited", "workers")
+    __slots__ = (
+        "both", "cpu", "inside", "known", "looks", "name", "process", "queued", "seconds", "threads", "waited", "wanted", "workers",
+    )  # fmt: skip
 
     def __init__(self, name: str, threads: Callable[[], Collection[int]]) -> None:
         self.name = name
         self.threads = threads
-        #: CPU seconds of each thread that was at work at the last look.
-        self.seen: dict[int, float] = {}
+        #: Who was inside at the last look, and the CPU seconds of everybody who ever was.
+        self.inside: set[int] = set()
+        self.known: dict[int, float] = {}
+        #: For how long each had stood in the run queue at the last look, if the lock was waited for then.
+        self.queued: dict[int, float] = {}
         self.cpu = self.process = self.seconds = self.workers = self.waited = self.looks = 0.0
+        #: Seconds that they had or wanted a core, of so many seconds between two looks that both waited for the lock.
+        self.wanted = self.both = 0.0
+
+    def wants(self, at_work: set[int], spent: float, passed: float) -> None:
+        """Note how many threads at a time had or wanted a core: behind the lock that is one, on a busy machine all of them."""
+        before, self.queued = self.queued, {}
+        for thread in at_work:
+            queued = queued_seconds(thread)
+            if queued is not None:
+                self.queued[thread] = queued
+        if before and before.keys() == self.queued.keys():
+            self.wanted += spent + sum(self.queued.values()) - sum(before.values())
+            self.both += passed
 
     def fade(self, factor: float) -> None:
+        self.wanted *= factor
+        self.both *= factor
         self.cpu *= factor
         self.process *= factor
         self.seconds *= factor
@@ -163,7 +185,7 @@ class GilProbe:
     def hurry(self) -> bool:
         """Tell whether there is a group at work that it would be good to know more about soon."""
         return any(
-            len(group.seen) > 1 and group.seconds < self.enough
+            len(group.inside) > 1 and (group.seconds < self.enough or group.looks < LOOKS)
             for group in list(self._groups.values())
         )
 
@@ -173,17 +195,21 @@ class GilProbe:
         process = time.process_time()
         used, self._process = process - self._process, process
         for group in list(self._groups.values()):
-            before, group.seen = group.seen, {}
+            before, group.inside = group.inside, set(group.threads())
             spent, workers = 0.0, 0
-            for thread in group.threads():
+            # Between two pieces of work a thread is outside for a moment, and waits for the lock there too.
+            at_work = before | group.inside
+            for thread in {*group.known, *at_work}:
                 cpu = cpu_seconds(thread)
                 if cpu is None:
+                    group.known.pop(thread, None)
                     continue
-                group.seen[thread] = cpu
-                if thread in before:
-                    spent += cpu - before[thread]
+                if thread in at_work and thread in group.known:
+                    spent += cpu - group.known[thread]
                     workers += 1
+                group.known[thread] = cpu
             if workers < 2:
+                group.queued = {}
                 continue
             group.fade(0.5 ** (passed / HALF_LIFE))
             group.cpu += spent
@@ -192,6 +218,10 @@ class GilProbe:
             group.workers += workers * passed
             group.looks += 1
             group.waited += tick.lock_waited
+            if tick.lock_waited:
+                group.wants(at_work, spent, passed)
+            else:
+                group.queued = {}
 
     def _judge(self, group: _Group) -> Scaling:
         seconds = group.seconds or 1e-9
@@ -200,9 +230,12 @@ class GilProbe:
         verdict = "unknown"
         if group.seconds >= self.enough and self._available() > 1:
             locked = (
-                waited >= MOSTLY and process <= ONE_CORE and cores >= OWN * process
-                if gil_enabled()
-                else False
+                gil_enabled()
+                and waited >= MOSTLY
+                and group.looks >= LOOKS
+                and process <= ONE_CORE
+                and cores >= OWN * process
+                and group.wanted <= ONE_CORE * group.both
             )
             if locked:
                 verdict = "gil-bound"

@@ -67,6 +67,7 @@ class Heart:
         """Begin; called on the loop's thread."""
         self._cpu = time.thread_time()
         self._due = perf_counter()
+        self._queued = queued_seconds(self.native) or 0.0
         pauses.watch()
         self._timer = self.loop.call_later(0.0, self._beat)
         patrol.join(self)

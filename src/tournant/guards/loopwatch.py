@@ -83,6 +83,11 @@ class Loopwatch:
         if watched is not None:
             heart.unlisten(watched, self)
 
+    def flush(self) -> None:
+        """Have every block that has ended counted now; on the loop's own thread."""
+        if self._heart is not None:
+            self._heart.flush()
+
     # For the heart.
 
     def stage_of(self, frames: list[FrameType], task: Any) -> str | None:

@@ -1,15 +1,15 @@
 """The process's one watchdog thread: it wakes up, notes how late it is itself and why, and lets everybody who joined take a look.
 
-It starts when the first joins and is gone when the last has left.
+It starts when the first joins, and is gone a moment after the last has left.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import threading
+import time
 from time import perf_counter
 from typing import Protocol
 
@@ -78,23 +78,21 @@ class _Patrol:
     def __init__(self) -> None:
         self.members: list[Member] = []
         self.ended = False
-        # Held while there are members: waiting for it with a timeout is a sleep that `leave` and `soon` can cut short.
-        self.wake = threading.Lock()
-        self.wake.acquire()
         self.thread = threading.Thread(target=self._run, name="tournant-watchdog", daemon=True)
 
     def _run(self) -> None:
         last = perf_counter()
         given = switches()
-        tick: Tick | None = None
+        tick = Tick(last, last, 0.0, False, None)
+        _ = tick.cpu
         delay = CALM
         while True:
-            cut_short = self.wake.acquire(timeout=delay)
+            time.sleep(delay)
             now = perf_counter()
             if self._over():
                 return
             after = switches()
-            late = 0.0 if cut_short else max(0.0, now - last - delay)
+            late = max(0.0, now - last - delay)
             interval = sys.getswitchinterval()
             if given is not None and after is not None:
                 # Once for the sleep itself, once for the wait that asks for the lock, and again for each interval in which it
@@ -146,19 +144,9 @@ def leave(member: Member) -> None:
     with _lock:
         if _patrol is None:
             return
+        # With nobody left the thread ends as it wakes up; who joins before that saves the start of another.
         if member in _patrol.members:
             _patrol.members.remove(member)
-        last = not _patrol.members
-    if last:
-        soon()
-
-
-def soon() -> None:
-    """Have the watchdog look at once."""
-    patrol = _patrol
-    if patrol is not None:
-        with contextlib.suppress(RuntimeError):  # Somebody else has just done so.
-            patrol.wake.release()
 
 
 def on_patrol() -> bool:

@@ -91,8 +91,9 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         """End, and bring to light what has been thrown away."""
-        # What lies in a cycle says that it was lost only when it is collected.
-        gc.collect(1 if self._entered is not None else 2)
+        if self.saw_loop:
+            # What lies in a cycle says that it was lost only when it is collected. A loop that runs is not to be held up by it.
+            gc.collect(1 if self._entered is not None else 2)
         patrol.leave(self)
         patrol.leave(self._crowd)
         if self._entered is not None:

@@ -67,7 +67,7 @@ class State:
         self.admission = Admission(settings)
         self.figures = Figures()
         self.ticker = Ticker()
-        self.watchdog = Watchdog(self.ticker)
+        self.watchdog = Watchdog()
         self.model = model
         self.model_name = settings.model or (None if model is None else model.name)
         self.upstream: Upstream | None = None
@@ -114,7 +114,7 @@ class State:
             raise
         self.started_at = time.time()
         self.ready = True
-        _log.debug("ready; index %s, llm %s", settings.index, settings.llm and "given")
+        _log.debug("ready; index %s, llm %s", settings.index and "given", settings.llm and "given")
 
     async def aclose(self) -> None:
         """Close everything."""

@@ -37,7 +37,6 @@ class Ticker:
         lag: How late the loop is, in seconds, smoothed over about a tenth of a second.
         busy: The share of the time in which the loop's thread worked, smoothed in the same way.
         loaded: Whether the loop has so much to do that writes should be gathered.
-        rang_at: When it rang last, on the monotonic clock.
         lags: The latest measurements, in seconds.
     """
 
@@ -50,7 +49,6 @@ class Ticker:
         self._loaded_until = 0.0
         self._worked = 0.0
         self._looked_at = 0.0
-        self.rang_at = 0.0
         self.lags: deque[float] = deque(maxlen=1_200)
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -59,7 +57,6 @@ class Ticker:
     def start(self) -> None:
         """Begin, on the running loop."""
         self.loop = asyncio.get_running_loop()
-        self.rang_at = time.monotonic()
         self._worked, self._looked_at = time.thread_time(), self.loop.time()
         self._again()
 
@@ -82,7 +79,6 @@ class Ticker:
 
     def _ring(self) -> None:
         now = self.loop.time()
-        self.rang_at = time.monotonic()
         # The loop's clock has a grain of a millisecond; what is below it is nobody's fault.
         lag = max(0.0, now - self._due - 0.001)
         self.lags.append(lag)

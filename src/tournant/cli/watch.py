@@ -1,0 +1,151 @@
+"""``tournant watch``: run an unchanged program under the guards, and say what they found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from tournant.cli.text import Exit, counted, put
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tournant.guards.finding import Finding
+    from tournant.guards.watch import Watch
+
+
+def add_to(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "watch",
+        parents=[common],
+        help="run a program and name its mistakes with concurrency",
+        usage="tournant watch [--fail] [--threshold SECONDS] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        description="Run a Python program as it is, and watch it meanwhile: what blocks an event loop, a loop that waits for "
+        "itself, threads behind the interpreter lock, tasks and exceptions that get lost, coroutines that nobody awaits. What was "
+        "found is written to stderr when the program has ended; its exit code is kept.",
+    )
+    parser.add_argument(
+        "--fail", action="store_true", help="exit with 1 if anything was found and the program itself succeeded"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_seconds,
+        default=0.1,
+        metavar="SECONDS",
+        help="from when on a loop counts as blocked (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-m", dest="module", action="store_true", help="the program is a module, as with python -m"
+    )
+    parser.add_argument("program", metavar="SCRIPT", help="the program, and after it its arguments")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=_run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.03 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: give seconds between 0.03 and 3600")
+    return seconds
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tournant.guards.watch import watch
+
+    if not args.module and not Path(args.program).exists():
+        put(
+            sys.stderr,
+            f"tournant watch: there is no file {args.program!r}; give a Python program, or -m and a module's name",
+        )
+        return Exit.USAGE
+    program = _module if args.module else _script
+    with watch(threshold=args.threshold, report=_at_once) as guards:
+        code = _code_of(program, args.program, args.arguments)
+    _flush()
+    _tell(guards)
+    return Exit.FAILED if args.fail and guards.findings and code == 0 else code
+
+
+def _script(path: str) -> None:
+    """Run a file as ``python path`` does."""
+    from tournant.guards import places
+
+    main = ModuleType("__main__")
+    main.__file__ = path
+    main.__dict__["__builtins__"] = __builtins__
+    sys.path[0] = os.path.dirname(os.path.realpath(path))
+    # It stays: functions that are called at the very end, and workers that unpickle, look for it there.
+    sys.modules["__main__"] = main
+    places.declare(path)
+    code = compile(Path(path).read_bytes(), path, "exec")
+    exec(code, main.__dict__)
+
+
+def _module(name: str) -> None:
+    """Run a module as ``python -m name`` does."""
+    import runpy
+
+    sys.path[0] = os.getcwd()
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _code_of(program: Callable[[str], None], name: str, arguments: list[str]) -> int:
+    """Run a program and return its exit code, saying on the way out what Python says."""
+    sys.argv = [name, *arguments]
+    try:
+        program(name)
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return leaving.code or 0
+        put(sys.stderr, str(leaving.code))
+        return 1
+    except KeyboardInterrupt as error:
+        _show(error)
+        return Exit.INTERRUPTED
+    except BaseException as error:
+        _show(error)
+        return 1
+    return 0
+
+
+def _show(error: BaseException) -> None:
+    """Show a traceback without what only runs the program."""
+    trace = error.__traceback__
+    here = {__file__, "<frozen runpy>"}
+    while trace is not None and trace.tb_frame.f_code.co_filename in here:
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+
+
+def _at_once(finding: Finding) -> None:
+    """Say at once what may keep the program from ever ending."""
+    if finding.kind == "deadlock" or finding.seconds >= 5:
+        put(sys.stderr, f"tournant watch: {finding.text}")
+
+
+def _tell(guards: Watch) -> None:
+    findings = guards.findings
+    notes = [notice for notice in guards.notices if notice.kind == "unbounded-tasks"]
+    put(sys.stderr, f"tournant watch: {counted(len(findings), 'finding')}")
+    for finding in findings:
+        times = f" ({finding.count} times)" if finding.count > 1 else ""
+        put(sys.stderr, f"- {finding.text}{times}")
+    for notice in notes:
+        put(sys.stderr, f"- note: {notice.text}")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()

@@ -1,0 +1,66 @@
+"""The guards in pytest: ``pytest --tournant-guards`` watches each test, and fails the one that makes a mistake.
+
+Next to nothing is imported unless the option is given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_OPTION = "tournant_guards"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    group = parser.getgroup("tournant")
+    group.addoption(
+        "--tournant-guards",
+        dest=_OPTION,
+        nargs="?",
+        const="fail",
+        choices=("fail", "report"),
+        help="watch each test for blocked event loops, lost tasks and exceptions, coroutines never awaited and threads behind the "
+        "interpreter lock: 'fail' (default) fails the test that caused them, 'report' lists them at the end",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the tests if the option is given."""
+    mode = config.getoption(_OPTION)
+    if mode is not None:
+        config.pluginmanager.register(_Guards(mode), "tournant-guards-on")
+
+
+class _Guards:
+    """Watches each test's call."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.reported: list[str] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+        """Watch one test; what its fixtures do is not its fault."""
+        from tournant.guards import places
+        from tournant.guards.watch import watch
+
+        places.declare(str(pyfuncitem.path))
+        with watch(report=None) as guards:
+            result = yield
+        findings = guards.findings
+        if findings and self.mode == "fail":
+            pytest.fail("\n".join(finding.text for finding in findings), pytrace=False)
+        self.reported += [f"{pyfuncitem.nodeid}: {finding.text}" for finding in findings]
+        return result
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """List what was found."""
+        if self.reported:
+            terminalreporter.section("tournant guards")
+            for line in self.reported:
+                terminalreporter.line(line)

@@ -1,0 +1,34 @@
+"""Run one program under the guards, and write what they found as JSON: `python watched.py PROGRAM RESULT`."""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from tournant.guards import places
+from tournant.guards.watch import watch
+
+program, result = sys.argv[1:]
+
+
+def write(found):
+    text = json.dumps([finding.as_dict() for finding in found])
+    Path(result + ".part").write_text(text)
+    os.replace(result + ".part", result)
+
+
+def report(finding):
+    # Said while it hangs: the program would never come to an end.
+    if finding.kind == "deadlock":
+        write([finding])
+        os._exit(0)
+
+
+places.declare(program)
+with watch(report=report) as guards:
+    main = runpy.run_path(program, run_name="__main__")
+found = [*guards.findings, *(one for one in guards.notices if one.kind == "unbounded-tasks")]
+# What the run itself found, with its stages.
+of_run = list(main["report"].findings) if "report" in main else []
+write(of_run or found)
