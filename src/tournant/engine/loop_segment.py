@@ -20,9 +20,11 @@ from tournant.engine.lineage import ARRIVED, DROPPED, REFUSED, Item
 from tournant.engine.loop_step import BATCH, FILTER, FLAT, MAP, SINK, UNKNOWN, Step
 from tournant.engine.segment import FOLD, Segment
 from tournant.engine.stats import StageStats
+from tournant.engine.strays import Strays
 from tournant.errors import note
 from tournant.limits.current import admission
 from tournant.observe.recording import CANCELLED, FAILED, RETRIED
+from tournant.pool.leftovers import FINE, check_result
 from tournant.pool.steps import WithState, plain
 from tournant.sizes import size_of
 
@@ -167,6 +169,7 @@ class LoopSegment(Segment):
         items, again = inbox.items, inbox.again
         count, clock = len(steps), perf_counter
         budget, record = run.budget, run.events.on
+        left = Strays(self.stages).begin()
         entering = False
         try:
             while True:
@@ -192,6 +195,8 @@ class LoopSegment(Segment):
                     continue
                 if items or again:
                     self._more()
+                if left:  # freed between two calls, so no call of this item's
+                    left.clear()
                 self.active += 1
                 now = clock()
                 try:
@@ -211,10 +216,12 @@ class LoopSegment(Segment):
                         stats.started += 1
                         code = step.code
                         if code == FLAT:
-                            await self._fan_out(step, item, value, attempt)
+                            await self._fan_out(step, item, value, left)
                             item = None
                             break
                         result = await step.call(value)
+                        if left:
+                            await left.settle(step.stage, clock() - now)
                         stats.left += 1
                         then = clock()
                         stats.times.append(then - now)
@@ -225,6 +232,8 @@ class LoopSegment(Segment):
                         if step.waiters:
                             step.leave()
                         if code == MAP:
+                            if type(result) not in FINE:
+                                check_result(result)
                             value = result
                             if budget is not None:
                                 self._grown(step, item, before, value, budget)
@@ -235,6 +244,8 @@ class LoopSegment(Segment):
                         stats.items_out += 1
                         i += 1
                 except BaseException as error:
+                    if left:
+                        await left.give_up(error)
                     assert item is not None
                     if interrupts(error, run):
                         if record and not entering:
@@ -328,7 +339,7 @@ class LoopSegment(Segment):
         item.size = size
         step.learn(size - before)
 
-    async def _fan_out(self, step: Step, item: Item, value: Any, attempt: Attempt | None) -> None:
+    async def _fan_out(self, step: Step, item: Item, value: Any, left: Strays) -> None:
         """Run a flat_map on one item and pass its children on as they are produced."""
         stage, stats, run = step.stage, step.stats, self.run
         hold: list[Any] | None = [] if stage.retry is not None else None
@@ -355,6 +366,8 @@ class LoopSegment(Segment):
                 number += 1
                 if run.halted:
                     break
+        if left:
+            await left.settle(stage, perf_counter() - began - paused)
         for number, child in enumerate(hold or ()):
             await self._pass_child(stats, Item(child, origin, (*item.pos, number)), deadline)
         ended = perf_counter()

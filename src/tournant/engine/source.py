@@ -120,6 +120,16 @@ class Source:
             self.inbox.close()
             run.segment_done()
 
+    async def discard(self) -> None:
+        """Where there are no stages: every input arrives as it is."""
+        inbox = self.inbox
+        while True:
+            while inbox.items:
+                self.run.arrive(inbox.items.popleft())
+            if inbox.closed:
+                return
+            await inbox.wait_items()
+
     async def _feed_list(self, values: Any) -> None:
         """The fast path: nothing between the sequence and the channel but room, window and key."""
         run, inbox = self.run, self.inbox
@@ -196,6 +206,7 @@ class Source:
             ahead=_AHEAD if run.books is None else _AHEAD_WITH_LEDGER,
             weigh=size_of if budget is not None else None,
             most_bytes=budget.limit // _AHEAD_SHARE if budget is not None else 0,
+            context=run.context.copy(),
         )
         try:
             while not self.stopped:

@@ -2,7 +2,8 @@
 
 A run can stand still though there is work: the source waits for a window or for memory, a batch waits for more items, and the
 results of a fan-out wait for memory that is only freed when their input is complete. When nothing has moved between two looks,
-partial batches go, and if there are none, one input gets its way past the memory limit.
+partial batches go, and if there are none, one input gets its way past the memory limit. A standstill that lasts is told, with
+what waits for what, by `tournant.engine.standstill`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tournant.engine.noting import look
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
+    from tournant.engine.standstill import Standstill
 
 #: Seconds between two looks.
 TICK = 0.05
@@ -34,9 +36,13 @@ class Lookout:
         #: Bytes counted when somebody was last favoured.
         self._total = sys.maxsize
         self._timer: asyncio.TimerHandle | None = None
+        self._standstill: Standstill | None = None
 
     def start(self) -> None:
         """Begin to look."""
+        from tournant.engine.standstill import Standstill
+
+        self._standstill = Standstill(self._run)
         self._run.events.start()
         look(self._run, perf_counter())
         if self._run.budget is not None:
@@ -50,6 +56,8 @@ class Lookout:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._standstill is not None:
+            self._standstill.look(perf_counter(), not self._run.cancelled)
 
     def soon(self) -> None:
         """Somebody waits for memory: look more often."""
@@ -67,6 +75,9 @@ class Lookout:
         for segment in run.segments:
             for stats in segment.stats:
                 seen += stats.started + stats.left + stats.items_out
+        consumer = run.consuming or (run.results is not None and bool(run.results.items))
+        assert self._standstill is not None
+        self._standstill.look(now, seen != self._seen or consumer)
         if seen == self._seen and self._stands_still() and self._let_go():
             self._delay = _SOON
         else:

@@ -69,7 +69,7 @@ def build_report(run: Run) -> Report:
         ceiling=ceiling,
         warnings=tuple(run.warnings),
         events=run.events if run.events.on else None,
-        findings=tuple(run.guarding.findings),
+        findings=(*run.guarding.findings, *run.findings),
     )
     for segment in run.segments:
         report = segment.amend(report)
