@@ -33,6 +33,7 @@ class LoopBatchSegment(LoopSegment):
         items, again = inbox.items, inbox.again
         size, max_wait = step.stage.size or 32, step.stage.max_wait
         left = Strays(self.stages).begin()
+        self.fresh = False
         try:
             while True:
                 attempt: Attempt | None = None

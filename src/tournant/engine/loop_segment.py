@@ -53,6 +53,7 @@ class LoopSegment(Segment):
         self.workers = 0
         self.active = 0
         self.returning = 0
+        self.fresh = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._halting: asyncio.Future[None] | None = None
@@ -129,9 +130,16 @@ class LoopSegment(Segment):
 
     def _spawn(self) -> None:
         self.workers += 1
+        self.fresh = True
+        self.inbox.on_short = self._short if self.workers < self.max_workers else None
         task = self.run.spawn(self._work(), f"tournant {self.stages[0].name} {self.workers}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _short(self) -> None:
+        """Something came while every worker is in a call: start another, unless one is about to look."""
+        if not self.fresh:
+            self._spawn()
 
     def _more(self) -> None:
         """There is more than this worker has taken: wake another, or start one."""
@@ -143,6 +151,7 @@ class LoopSegment(Segment):
 
     def _worker_left(self) -> None:
         self.workers -= 1
+        self.inbox.on_short = None  # nothing comes any more
         self._maybe_done()
 
     def _maybe_done(self) -> None:
@@ -170,7 +179,7 @@ class LoopSegment(Segment):
         count, clock = len(steps), perf_counter
         budget, record = run.budget, run.events.on
         left = Strays(self.stages).begin()
-        entering = False
+        entering = self.fresh = False
         try:
             while True:
                 attempt: Attempt | None = None
