@@ -125,6 +125,7 @@ def test_dark_follows_the_system_and_the_switch_overrules_it(show):
     assert page.get_attribute("html", "data-theme") == "light", "the choice is kept"
     page.click("#theme")
     page.emulate_media(color_scheme="light")
+    sheet.settle()
     assert page.get_attribute("html", "data-theme") == "dark"
 
 
@@ -179,6 +180,18 @@ def test_several_recordings_share_a_scale_until_they_are_parted(show):
     assert page.locator(".steps tbody tr").count() == 3
     assert "cook" in page.inner_text(".steps tbody")
 
+    def coloured() -> int:
+        # What is scrolled out is not drawn before it is seen.
+        page.locator("#run-2 .field").scroll_into_view_if_needed()
+        sheet.settle()
+        sheet.settle()
+        return sheet.ink(2)
+
+    dimmed = coloured()
+    page.fill("#find", "dish 4")
+    sheet.press("Enter")
+    assert coloured() > dimmed * 2, "one input is followed at a time"
+
 
 def test_fingers_zoom_move_and_choose(show):
     sheet = show(samples.ingest(), **PHONE)
@@ -222,6 +235,12 @@ def test_a_phone_shows_everything_without_scrolling_sideways(show):
     sheet.page.get_by_role("button", name="Zoom in").tap()
     sheet.settle()
     assert sheet.view()[0] > 0
+    page.fill("#find", "report-00120")
+    sheet.press("Enter")
+    panel = page.locator("#panel").bounding_box()
+    assert (panel["x"], panel["width"]) == (0, 390)
+    ring = page.locator(".ring").bounding_box()
+    assert ring["y"] + ring["height"] < panel["y"], "what is in focus is not covered"
 
 
 @pytest.mark.parametrize(

@@ -219,3 +219,13 @@ def test_a_batch_begins_for_an_input_when_it_came(show):
         ["write", "100 ms", "100 ms"],
     ]
     assert "300 ms at work, 700 ms waiting" in sheet.page.text_content("#panel .subtitle")
+
+
+def test_the_key_that_was_typed_comes_before_those_that_begin_with_it(show):
+    sheet = show(row(1.0, 2.0, 3.0, keys=["page 11", "page 12", "page 1"]))
+    sheet.page.fill("#find", "page 1")
+    assert sheet.page.locator("#found [role=option] span").all_inner_texts() == [
+        "page 1",
+        "page 11",
+        "page 12",
+    ]

@@ -18,7 +18,7 @@ from typing import Any
 from tournant.kitchen.pitfall import Pitfall
 
 #: Seconds after which a program that is known to hang is ended; the same under the guards, which begin before it; and any other.
-HANGS, HANGS_GUARDED, TOO_LONG = 2.0, 4.0, 30.0
+HANGS, HANGS_GUARDED, TOO_LONG = 2.0, 4.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def attempt(program: Path, *, guarded: bool = False, timeout: float = TOO_LONG) 
     Args:
         program: the script.
         guarded: run it under ``tournant watch``.
-        timeout: seconds after which it is killed, with its children. Default 30.
+        timeout: seconds after which it is killed, with its children. Default 60.
     """
     home = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
