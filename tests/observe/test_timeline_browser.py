@@ -178,7 +178,7 @@ def test_several_recordings_share_a_scale_until_they_are_parted(show):
     assert page.locator("#found [role=option]").count() == 3
     sheet.press("ArrowDown", "ArrowDown", "Enter")
     assert page.locator(".steps tbody tr").count() == 3
-    assert "cook" in page.inner_text(".steps tbody")
+    assert "cook 4" in page.inner_text(".steps tbody")
 
     def coloured() -> int:
         # What is scrolled out is not drawn before it is seen.
@@ -327,3 +327,9 @@ def test_print_is_light_and_whole(show):
     assert page.evaluate(
         "() => document.querySelector('.frame canvas').clientHeight < document.querySelector('.frame').clientHeight"
     )
+
+
+def test_long_runs_are_told_by_the_clock(show):
+    sheet = show(row(100.0, 4000.0, 7300.5))
+    assert "1:40 to 1:06:40" in sheet.hover("thread 1", 0.5)
+    assert "1 h 5 min" in sheet.tip()

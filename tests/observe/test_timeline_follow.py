@@ -38,7 +38,7 @@ def test_enter_steps_into_a_lane_and_arrows_go_from_slice_to_slice(show):
 
 
 def test_the_slice_in_focus_stays_in_view(show):
-    sheet = show(row(*(float(n) for n in range(1, 101))))
+    sheet = show(row(*(0.5 * n for n in range(1, 101))))
     sheet.into()
     sheet.press(*["+"] * 6, "Enter")
     for _ in range(12):

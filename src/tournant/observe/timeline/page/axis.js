@@ -9,7 +9,7 @@ const CLOCK = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14
 /** The distance of the ruler's lines in seconds. */
 export function stepOf(view, width) {
   const least = (view.span * APART) / width;
-  if (least > 1 && view.length >= 120) return CLOCK.find((one) => one >= least) ?? Math.ceil(least / 86400) * 86400;
+  if (least > 1 && view.length >= 60) return CLOCK.find((one) => one >= least) ?? Math.ceil(least / 86400) * 86400;
   const size = 10 ** Math.floor(Math.log10(least));
   return [1, 2, 5, 10].find((one) => one * size >= least * 0.9999) * size;
 }
@@ -25,7 +25,7 @@ export function ticks(view, width) {
 /** A moment as the ruler shows it, exact to its step. */
 export function label(seconds, step, length) {
   const places = Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
-  if (length >= 120 && seconds >= 60) return clock(seconds, places);
+  if (seconds >= 60) return clock(seconds, places);
   if (length < 0.5) return seconds ? `${(seconds * 1e3).toFixed(Math.max(0, places - 3))} ms` : "0";
   return seconds ? `${seconds.toFixed(places)} s` : "0";
 }

@@ -13,7 +13,7 @@ export function listenToSearch(app) {
 
   const find = (words) => {
     const wanted = words.trim().toLowerCase();
-    const found = [];
+    const [exact, found] = [[], []];
     let number = 0;
     if (!wanted) return { found, number };
     for (const section of app.sections) {
@@ -22,12 +22,12 @@ export function listenToSearch(app) {
         const at = key.indexOf(wanted);
         if (at < 0) return;
         number += 1;
-        // A key that is what was typed comes first.
-        if (key === wanted) found.unshift({ section, input });
-        else if (found.length < SHOWN) found.push({ section, input });
+        const kind = key === wanted ? exact : found;
+        if (kind.length < SHOWN) kind.push({ section, input });
       });
     }
-    return { found: found.slice(0, SHOWN), number };
+    // A key that is what was typed comes first.
+    return { found: [...exact, ...found].slice(0, SHOWN), number };
   };
   const close = () => {
     list.hidden = true;

@@ -21,9 +21,8 @@ export function digits(value) {
 
 /** A moment of the run, exact to a hundredth of `span`, the time that is in view. */
 export function moment(seconds, span) {
-  if (seconds >= 120 && span > 2) return clock(seconds, span > 200 ? 0 : 1);
   const places = Math.min(7, Math.max(0, Math.ceil(-Math.log10(Math.max(span, 1e-7) / 200))));
-  return `${seconds.toFixed(places)} s`;
+  return seconds >= 60 ? clock(seconds, places) : `${seconds.toFixed(places)} s`;
 }
 
 /** `2:05`, `1:02:05`. */
