@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "sizes"},
     {"policies", "report"},
     {"stages"},
-    {"pool"},
+    {"guards", "pool"},
     {"sync"},
     {"engine"},
     {"handle"},
@@ -145,7 +145,7 @@ def test_files_fit_one_sitting():
 
 
 EXPORTED = {
-    "BatchMismatch", "Cache", "Failure", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
+    "BatchMismatch", "Cache", "Failure", "Finding", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
     "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
     "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "Throttled", "TooManyFailures",
     "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "for_each", "limits", "llm", "map", "run",

@@ -140,15 +140,14 @@ def _counted(finding: Finding, count: int) -> Finding:
 
 def _finding(block: Block, verdict: str, seconds: float) -> Finding:
     suspect = block.suspect()
-    assert suspect is not None
-    place = suspect.place() or Place("", 0, "the loop itself")
-    stack = suspect.stacks.get(place, "")
+    place = (suspect and suspect.place()) or Place("", 0, "the loop itself")
+    stack = suspect.stacks.get(place, "") if suspect is not None else ""
     if verdict == OTHER:
         assert block.worker is not None
         place, stack = block.worker
     still = " so far" if block.lasting else ""
     who = f"stage {block.stage!r} blocked the event loop" if block.stage else "the event loop was blocked"
-    if suspect.task is not None and not block.stage:
+    if suspect is not None and suspect.task is not None and not block.stage:
         who += f" by the task {suspect.task.get_name()!r}"
     line = f": `{place.source}`" if place.source else ""
     text = f"{who} for {duration(seconds)}{still} in {place}{line}"
