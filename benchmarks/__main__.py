@@ -1,4 +1,4 @@
-"""`python -m benchmarks [engine|ingest|startup|cache|api|serve] [--quick] [--only NAME] [--corpus DIR]`."""
+"""`python -m benchmarks [engine|ingest|startup|cache|api|serve|recording] [--quick] [--only NAME] [--corpus DIR]`."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["all", "engine", "ingest", "startup", "cache", "api", "serve"],
+        choices=["all", "engine", "ingest", "startup", "cache", "api", "serve", "recording"],
         default="all",
     )
     parser.add_argument(
@@ -58,6 +58,11 @@ def main() -> int:
         from benchmarks import serve
 
         code |= serve.main(arguments.only, arguments.quick)
+    if arguments.what in {"all", "recording"}:
+        from benchmarks import recording
+
+        only = arguments.only if arguments.what == "recording" else []
+        code |= recording.main(only, arguments.quick, arguments.runs)
     if arguments.what == "ingest" or (arguments.what == "all" and arguments.corpus):
         from benchmarks import ingest
 

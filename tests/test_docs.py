@@ -148,6 +148,9 @@ def test_every_error_has_its_section() -> None:
         ("batch.md", ["batch"]),
         ("llm.md", ["mock-llm"]),
         ("serve.md", ["serve"]),
+        ("kitchen.md", ["kitchen", "kitchen pitfalls"]),
+        ("observing.md", ["trace"]),
+        ("guards.md", ["watch"]),
     ],
 )
 def test_every_command_line_option_is_in_the_reference(
@@ -156,6 +159,6 @@ def test_every_command_line_option_is_in_the_reference(
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for command in names:
         with pytest.raises(SystemExit):
-            make_parser().parse_args([command, "--help"])
+            make_parser().parse_args([*command.split(), "--help"])
         options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
         assert {option for option in options if f"`{option}" not in text} <= {"-h", "--help"}

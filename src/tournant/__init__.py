@@ -11,14 +11,17 @@ from tournant._version import __version__
 
 if TYPE_CHECKING:
     from tournant import cluster, limits, llm, streams
+    from tournant.background import BackgroundRun
     from tournant.cache import Cache
     from tournant.engine.barriers import Group
+    from tournant.engine.strays import detach
     from tournant.errors import (
         BatchMismatch,
         ForgottenAwait,
         InvalidPipeline,
         LedgerError,
         LostItems,
+        LostWork,
         NotPicklable,
         PipelineFailed,
         PoolClosed,
@@ -43,11 +46,13 @@ if TYPE_CHECKING:
     from tournant.shortcuts import arun, for_each, map, run
 
 _HOMES = {
+    "tournant.background": ("BackgroundRun",),
     "tournant.cache": ("Cache",),
     "tournant.engine.barriers": ("Group",),
+    "tournant.engine.strays": ("detach",),
     "tournant.errors": (
-        "BatchMismatch", "ForgottenAwait", "InvalidPipeline", "LedgerError", "LostItems", "NotPicklable",
-        "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "Throttled", "TooManyFailures",
+        "BatchMismatch", "ForgottenAwait", "InvalidPipeline", "LedgerError", "LostItems", "LostWork",
+        "NotPicklable", "PipelineFailed", "PoolClosed", "RunClosed", "SourceFailed", "StageExit", "StageTimeout", "Throttled", "TooManyFailures",
         "TournantError", "WorkerDied", "WouldDeadlock",
     ),
     "tournant.guards.finding": ("Finding",),
@@ -64,6 +69,7 @@ _ROOMS = ("cluster", "limits", "llm", "streams")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BackgroundRun",
     "BatchMismatch",
     "Cache",
     "Failure",
@@ -74,6 +80,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LostItems",
+    "LostWork",
     "NotPicklable",
     "PerWorker",
     "Pipeline",
@@ -98,6 +105,7 @@ __all__ = [
     "__version__",
     "arun",
     "cluster",
+    "detach",
     "for_each",
     "limits",
     "llm",

@@ -75,7 +75,11 @@ class NotPicklable(TournantError, TypeError):
 
 
 class ForgottenAwait(TournantError, TypeError):
-    """A plain function returned an awaitable that nobody would ever await."""
+    """A coroutine that nobody awaits: made inside a stage's call and forgotten, or returned from a plain function."""
+
+
+class LostWork(TournantError):
+    """A stage's call returned and left a task running that came to no end: nobody would ever have waited for it."""
 
 
 class StageExit(TournantError):

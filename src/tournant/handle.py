@@ -11,7 +11,7 @@ from tournant.engine.lineage import ARRIVED, Item
 from tournant.engine.run import Run
 from tournant.errors import RunClosed
 from tournant.report import Report, RunSnapshot
-from tournant.sync import LoopThread, outcome
+from tournant.sync import LoopThread, outcome, refuse_deadlock, refuse_self_wait
 
 if TYPE_CHECKING:
     from tournant.pipeline import Pipeline
@@ -82,6 +82,7 @@ class RunHandle:
         if results is not None:
             items = results.items
             while not items and not results.closed:
+                self._refuse_self_wait("`async for` over a run's results")
                 await results.wait_items()
             if items:
                 item = self._taken[task] = items.popleft()
@@ -91,6 +92,7 @@ class RunHandle:
                 if (results.writers or results.room_wanted) and len(items) <= results.low:
                     results.removed()
                 return item.value
+        self._refuse_self_wait("`async for` over a run's results")
         await run.wait()
         if not run.closing:
             # What other tasks have taken has been delivered.
@@ -101,6 +103,7 @@ class RunHandle:
     async def wait(self) -> Report:
         """Wait for the end of a run whose results nobody iterates over; return its report."""
         run = self._running()
+        self._refuse_self_wait("`await run.wait()`")
         if run.results is not None:
             async for _ in self:
                 pass
@@ -135,6 +138,10 @@ class RunHandle:
         if self._run is None:
             raise RunClosed("the run has not been opened; use `async with pipeline.open() as run:`")
         return self._run
+
+    def _refuse_self_wait(self, call: str) -> None:
+        run = self._running()
+        refuse_self_wait(run, call, needs_slot=run.needs_slots)
 
     def _acknowledge(self, item: Item) -> None:
         run = self._running()
@@ -184,6 +191,11 @@ class Watched:
     def stopped(self) -> bool:
         """Whether somebody drained or cancelled the run before its source had ended."""
         return self._run.draining or self._run.cancelled
+
+    @property
+    def report(self) -> Report | None:
+        """The run's report once it has ended, also where it failed or was cancelled; ``None`` before."""
+        return self._run.report
 
     def snapshot(self) -> RunSnapshot:
         """Return the run's counts as they stand."""
@@ -235,6 +247,8 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
         try:
             while True:
                 consumed, done, batch = 0, batch, []
+                refuse_deadlock("next() on pipeline.iter()", "`async with pipeline.open() as run`")
+                handle._refuse_self_wait("next() on pipeline.iter()")
                 batch = outcome(thread.submit(handle._fetch, done))
                 if not batch:
                     return
@@ -254,4 +268,6 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
                         run._cancel()  # also when it has ended: what was fetched and not seen is not done
                     await handle.__aexit__(GeneratorExit, None, None)
 
-            outcome(thread.submit(leave))
+            left = thread.submit(leave)
+            # A generator that nobody refers to any more is closed wherever it is collected, perhaps on its own loop.
+            thread.leave_after(left) if thread.here else outcome(left)

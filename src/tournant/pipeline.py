@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tournant import stages as kinds
 from tournant import sync
-from tournant.errors import InvalidPipeline, short
+from tournant._pipeline_checks import check_description
+from tournant.errors import short
 from tournant.placement import nested_now, placed
-from tournant.policies import PerWorker, Retry, is_count_or_share
+from tournant.policies import PerWorker, Retry
 from tournant.stages import Cost, Placement, Stage
 
 if TYPE_CHECKING:
+    from tournant.background import BackgroundRun
     from tournant.cluster.settings import Ray
     from tournant.handle import RunHandle, Watched
     from tournant.ledger import Ledger
@@ -45,6 +47,8 @@ class Pipeline:
             beyond which the run stops with `TooManyFailures`. Default: any number.
         memory_limit: bytes (int, or text such as ``"512MiB"``) that queued and in-flight items together stay below;
             one item may always pass. Default: channels are bounded by items only.
+        stall_after: seconds without any movement after which a warning says which stage waits for what. Default 30, or
+            the environment's ``TOURNANT_STALL_AFTER``.
 
     Raises:
         InvalidPipeline: an argument can't be as it was given.
@@ -52,7 +56,7 @@ class Pipeline:
 
     __slots__ = (
         "fingerprint", "key", "ledger", "max_failures", "memory_limit", "on_error", "source",
-        "source_is_factory", "stages", "version",
+        "source_is_factory", "stages", "stall_after", "version",
     )  # fmt: skip
 
     def __init__(
@@ -68,35 +72,11 @@ class Pipeline:
         on_error: OnError = "stop",
         max_failures: int | float | None = None,
         memory_limit: int | str | None = None,
+        stall_after: float | None = None,
     ) -> None:
-        iterable = hasattr(source, "__iter__") or hasattr(source, "__getitem__")
-        is_async = hasattr(source, "__aiter__")
-        factory = callable(source) and not iterable and not is_async
-        if not (iterable or is_async or factory):
-            raise InvalidPipeline(
-                f"Pipeline({short(source)}): the source is a {type(source).__name__}; give an iterable, an async iterable, or a "
-                "callable that returns one"
-            )
-        if isinstance(source, (str, bytes)):
-            raise InvalidPipeline(
-                f"Pipeline({short(source)}): a single {type(source).__name__} would be taken apart into characters; "
-                "give a list with it inside"
-            )
-        for option, value in (("key", key), ("fingerprint", fingerprint)):
-            if value is not None and (not callable(value) or kinds.is_coroutine_callable(value)):
-                raise InvalidPipeline(
-                    f"Pipeline({option}={short(value)}): give a plain function of one input"
-                )
-        if ledger is not None and not (hasattr(ledger, "pending") and hasattr(ledger, "record")):
-            raise InvalidPipeline(f"Pipeline(ledger={short(ledger)}): give tn.Ledger(path)")
-        if not isinstance(version, str):
-            raise InvalidPipeline(f"Pipeline(version={version!r}): give a string")
-        if on_error not in ("stop", "skip"):
-            raise InvalidPipeline(f'Pipeline(on_error={on_error!r}): give "stop" or "skip"')
-        if max_failures is not None and not is_count_or_share(max_failures):
-            raise InvalidPipeline(
-                f"Pipeline(max_failures={max_failures!r}): give a count (int, 0 or more) or a share (float between 0 and 1)"
-            )
+        factory = check_description(
+            source, key, fingerprint, ledger, version, on_error, max_failures, stall_after
+        )
         if memory_limit is not None:
             from tournant.engine.budget import parse_bytes
 
@@ -111,6 +91,7 @@ class Pipeline:
         set_(self, "on_error", on_error)
         set_(self, "max_failures", max_failures)
         set_(self, "memory_limit", memory_limit)
+        set_(self, "stall_after", stall_after)
         set_(self, "stages", ())
 
     source: Any
@@ -122,6 +103,7 @@ class Pipeline:
     on_error: OnError
     max_failures: int | float | None
     memory_limit: int | None
+    stall_after: float | None
     stages: tuple[Stage, ...]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -445,6 +427,16 @@ class Pipeline:
         there = placed(self, cluster, inline)
         await execute(there, inline=inline, nested=nested_now(), collector=values.append)
         return values
+
+    def start(self, *, inline: bool = False, cluster: Ray | str | None = None) -> BackgroundRun:
+        """Start to run in the background and return at once, from any code that must not wait: a GUI's event handler, a notebook's cell.
+
+        The run has an event loop of its own in a thread of its own. Ask the `BackgroundRun` for its ``snapshot()`` and whether it is
+        ``done``; ``wait()`` gives the report. Results that no sink takes are counted and dropped. Arguments as for `run`.
+        """
+        from tournant.background import BackgroundRun
+
+        return BackgroundRun(placed(self, cluster, inline), inline=inline, nested=nested_now())
 
     def open(self, *, inline: bool = False, cluster: Ray | str | None = None) -> RunHandle:
         """Return a run to stream results from: ``async with pipeline.open() as run: async for item in run: ...``."""

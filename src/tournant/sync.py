@@ -21,6 +21,10 @@ T = TypeVar("T")
 #: Seconds between two looks of a waiting thread at its signals.
 _SLICE = 0.1
 
+#: The runs whose stages the present code is part of: in their calls, and in what takes over their contexts.
+within: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar(
+    "tournant_within", default=()
+)
 _hosting: dict[int, list[asyncio.AbstractEventLoop]] = {}
 _hosting_lock = threading.Lock()
 
@@ -54,6 +58,30 @@ def refuse_deadlock(call: str, instead: str) -> None:
             f"{call} waits for its result, but this thread runs the event loop of a Tournant run, which would stand still "
             f'meanwhile. Use {instead} here, or move the call into a plain def stage (on="threads")'
         )
+
+
+def refuse_self_wait(run: object, call: str, *, needs_slot: bool) -> None:
+    """Raise `WouldDeadlock` if the present code is what `run` waits for, so that waiting for it would never end.
+
+    Args:
+        run: the run that the caller is about to wait for.
+        call: the call as the user wrote it, for the message.
+        needs_slot: the run has CPU stages on the shared pool.
+    """
+    if run in within.get():
+        raise WouldDeadlock(
+            f"{call} waits for a run, but it is called inside one of that run's own stages (or its source), which the run waits for. "
+            "Wait for it outside, where it was started; to end it from a stage use its drain() or cancel(), which don't wait"
+        )
+    if needs_slot:
+        from tournant.pool.lanes import holds_slot
+
+        if holds_slot():
+            raise WouldDeadlock(
+                f"{call} waits for a run that needs the pool's workers, but it is called on one of them: with every worker waiting "
+                "like this, none is left to do the work. Call pipeline.run() here instead, which gets a worker of its own, or give "
+                "this stage blocking=True"
+            )
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -105,9 +133,24 @@ class LoopThread:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the loop and wait for the thread to end."""
-        self._leave()
-        self._thread.join(10.0)
+        """Stop the loop and wait for the thread to end; on that thread itself, see `leave_after`."""
+        if not self.here:
+            self._leave()
+            self.join()
+
+    def join(self) -> None:
+        """Wait for the thread to end, if it is not the caller's own."""
+        if not self.here:
+            self._thread.join(10.0)
+
+    def leave_after(self, future: concurrent.futures.Future[Any]) -> None:
+        """Stop the loop, without waiting, once `future` is done."""
+        future.add_done_callback(lambda _: self._leave())
+
+    @property
+    def here(self) -> bool:
+        """Whether the caller runs on this very thread, where nobody may wait for it."""
+        return self._thread is threading.current_thread()
 
     def _leave(self) -> None:
         if self._stop is not None:
@@ -236,6 +279,7 @@ def iterate(source: AsyncIterable[T]) -> Iterator[T]:
 
         try:
             while True:
+                refuse_deadlock("tournant.sync.iterate()", "async for")
                 try:
                     yield outcome(thread.submit(step))
                 except StopAsyncIteration:
@@ -247,4 +291,6 @@ def iterate(source: AsyncIterable[T]) -> Iterator[T]:
                 async def closing() -> None:
                     await close()
 
-                outcome(thread.submit(closing))
+                closed = thread.submit(closing)
+                # A generator that nobody refers to any more is closed wherever it is collected, perhaps on its own loop.
+                thread.leave_after(closed) if thread.here else outcome(closed)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from recording_checks import check_recording
 
 import tournant as tn
 
@@ -291,6 +292,7 @@ def check(inputs: list[int], ops: list[Op], pipeline: tn.Pipeline, *, inline: bo
     for stage in report.stages:
         assert stage.items_in >= 0
         assert stage.p50 <= stage.p90 <= stage.p99
+    check_recording(report)
 
 
 def root(value: Any) -> Any:
@@ -372,6 +374,7 @@ def test_a_run_that_is_stopped_early_accounts_for_every_input(
     assert report is not None
     ended = report.done + report.failed + report.skipped + report.filtered + report.interrupted
     assert report.sourced == ended <= len(inputs)
+    check_recording(report)
     assert not Counter(outputs) - expected
     assert len(asyncio_tasks_left()) == 0
     if how == "drain" and on_error == "skip":

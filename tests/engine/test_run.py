@@ -709,7 +709,7 @@ pipeline = tn.Pipeline(endless).map(coroutine).map(work, {options}).map(coroutin
 try:
     {call}
 except KeyboardInterrupt:
-    left = [t.name for t in threading.enumerate() if not t.name.startswith(("tournant-threads", "tournant-proc", "tournant-block"))]
+    left = [t.name for t in threading.enumerate() if not t.name.startswith(("tournant-threads", "tournant-proc", "tournant-block", "tournant-watchdog"))]
     print("interrupted", [name for name in left if name != "MainThread"], flush=True)
     sys.exit(130)
 """
@@ -744,3 +744,36 @@ def test_ctrl_c_cancels_a_run_and_cleans_up(options, call, tmp_path):
         child.wait()
     assert (out.splitlines()[-1], child.returncode) == ("interrupted []", 130), err
     assert err == ""
+
+
+# Items that come one by one.
+
+
+@pytest.mark.parametrize("stage", ["map", "map_batches", "flat_map", "for_each"])
+def test_what_comes_while_every_worker_is_in_a_call_does_not_wait_for_it(stage):
+    """The first call ends only when the second has begun, and the second item comes when the first call has."""
+
+    async def main():
+        began = [asyncio.Event(), asyncio.Event()]
+
+        async def source():
+            yield 0
+            await began[0].wait()
+            yield 1
+
+        async def call(item):
+            number = item[0] if isinstance(item, list) else item
+            began[number].set()
+            await asyncio.wait_for(began[1].wait(), 20)
+            return item
+
+        async def children(item):
+            yield await call(item)
+
+        options = {"size": 8, "max_wait": 0.001} if stage == "map_batches" else {}
+        pipeline = tn.Pipeline(source, on_error="skip")
+        fn = children if stage == "flat_map" else call
+        report = await getattr(pipeline, stage)(fn, concurrency=4, **options).arun()
+        assert report.done == 2, report
+
+    asyncio.run(main())

@@ -23,6 +23,7 @@ from tournant.ingest.errors import (
 )
 from tournant.ingest.indexes import files
 from tournant.ingest.indexes.catalog import TABLE, table_state
+from tournant.ingest.indexes.lance import LanceIndex
 from tournant.ingest.indexes.upkeep import UpkeepPolicy
 from tournant.ingest.job import IngestOptions, IngestOutcome, run_ingest
 
@@ -189,7 +190,7 @@ def test_what_a_kill_leaves_between_index_and_ledger_is_no_loss(
 
     samples.ingest(small, index)
     (small / "a.txt").rename(small.parent / "aside")
-    for method in (job.LanceIndex, "remove"), (tn.Ledger, "forget"):
+    for method in (LanceIndex, "remove"), (tn.Ledger, "forget"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(*method, killed)
             samples.ingest(small, index)
@@ -336,7 +337,7 @@ def test_globs_choose(
     tree: Path, globs: dict[str, tuple[str, ...]], expected: list[str], index: Path
 ) -> None:
     options = IngestOptions(("docs",), str(index), **globs)
-    with job.LanceIndex.open(index, job.IndexSettings("e", 1, "c"), write=True) as opened:
+    with LanceIndex.open(index, job.IndexSettings("e", 1, "c"), write=True) as opened:
         found = job._Ingest(options, job.ChunkSettings(), opened).files()
         assert sorted(os.path.relpath(file.path, tree) for file in found) == sorted(expected)
 

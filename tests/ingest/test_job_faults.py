@@ -13,6 +13,7 @@ import pytest
 
 from tournant.ingest import job
 from tournant.ingest.errors import IndexBusy, IndexTrouble, IndexWriteFailed
+from tournant.ingest.indexes.lance import LanceIndex
 
 DOCUMENTS = 60
 
@@ -174,14 +175,14 @@ def test_a_store_that_fails_under_the_run_ends_it(
         raise RuntimeError("lance error: the moon is in the wrong quarter")
 
     with monkeypatch.context() as patch, pytest.raises(IndexTrouble, match="the moon"):
-        patch.setattr(job.LanceIndex, "vectors_of", refuses)
+        patch.setattr(LanceIndex, "vectors_of", refuses)
         samples.ingest(docs, index)
 
     def full(*_: object) -> None:
         raise IndexWriteFailed(str(index), "the disk is full")
 
     with monkeypatch.context() as patch, pytest.raises(IndexWriteFailed, match="disk is full"):
-        patch.setattr(job.LanceIndex, "replace", full)
+        patch.setattr(LanceIndex, "replace", full)
         samples.ingest(docs, index)
     assert samples.ingest(docs, index).report.done == 1
     assert_as_from_scratch(index, docs)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from tournant._version import __version__
-from tournant.cli import batch, ingest, mock_llm, search, serve, status
+from tournant.cli import batch, ingest, kitchen, mock_llm, search, serve, status, trace, watch
 from tournant.cli.text import Exit, ReaderLeft, error_lines, finish, put
 from tournant.errors import TournantError
 
@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tournant {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (ingest, search, status, batch, mock_llm, serve):
+    for command in (ingest, search, status, batch, mock_llm, serve, trace, watch, kitchen):
         command.add_to(commands, common)
     return parser
 

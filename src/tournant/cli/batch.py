@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tournant.cli.arguments import natural, positive
 from tournant.cli.text import Exit, error_lines, one_line, put, put_json
+from tournant.cli.traces import TraceFile, add_option
 from tournant.errors import TournantError
 
 if TYPE_CHECKING:
     from tournant.llm.batch import BatchOutcome, BatchRun, BatchSnapshot
+    from tournant.report import Report
 
 #: What messages say to whoever writes Python, and what it is called on the command line.
 _SPOKEN = [
@@ -114,6 +116,7 @@ def add_to(
         action="store_true",
         help="ask again also what the provider refused in an earlier run (400, context too long)",
     )
+    add_option(parser)
     parser.add_argument(
         "--quiet", action="store_true", help="no progress and no summary, only what went wrong"
     )
@@ -125,11 +128,20 @@ def add_to(
 
 def run(args: argparse.Namespace) -> int:
     """Run the batch, and return the exit code."""
+    running: list[BatchRun] = []
+
+    def report() -> Report | None:
+        return running[0].report if running else None
+
+    with TraceFile(args.trace, report, json=args.json, quiet=args.quiet):
+        return _batch(args, running)
+
+
+def _batch(args: argparse.Namespace, running: list[BatchRun]) -> int:
     from tournant.cli.signals import StopOnSignals
     from tournant.llm.batch.errors import BatchStopped, InvalidBatch
     from tournant.llm.batch.progress import BatchDisplay
 
-    running: list[BatchRun] = []
     unheard = sys.stderr is None  # closed before the program began
 
     def snapshot() -> BatchSnapshot | None:

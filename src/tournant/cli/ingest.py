@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from tournant.cli.arguments import byte_size, natural, positive
 from tournant.cli.text import Exit, counted, put, put_json, shown_path
+from tournant.cli.traces import TraceFile, add_option
 from tournant.errors import TournantError
 
 if TYPE_CHECKING:
     from tournant.handle import Watched
     from tournant.ingest.job import IngestOutcome
-    from tournant.report import RunSnapshot
+    from tournant.report import Report, RunSnapshot
 
 _LISTED = 20
 #: What ``--cache`` without a file is.
@@ -86,6 +87,7 @@ def add_to(
         help="look up the vectors of texts that were embedded before, for this index or another, and keep new ones "
         "(without FILE: ~/.cache/tournant/embeddings.sqlite); write it behind the paths, or as --cache=FILE",
     )
+    add_option(parser)
     parser.add_argument(
         "--quiet", action="store_true", help="no progress and no summary, only what went wrong"
     )
@@ -97,10 +99,18 @@ def add_to(
 
 def run(args: argparse.Namespace) -> int:
     """Ingest, and return the exit code."""
+    running: list[Watched] = []
+
+    def report() -> Report | None:
+        return running[0].report if running else None
+
+    with TraceFile(args.trace, report, json=args.json, quiet=args.quiet):
+        return _ingest(args, running)
+
+
+def _ingest(args: argparse.Namespace, running: list[Watched]) -> int:
     from tournant.cli.signals import StopOnSignals
     from tournant.observe.progress import ProgressDisplay
-
-    running: list[Watched] = []
 
     def snapshot() -> RunSnapshot | None:
         return running[0].snapshot() if running else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from types import CoroutineType
 from typing import Any
 
 from tournant.errors import StageTimeout
-from tournant.pool.steps import many, unawaited
+from tournant.pool.leftovers import FINE, check_result
+from tournant.pool.steps import many
 
 Call = Callable[[Any], Coroutine[Any, Any, Any]]
 
@@ -19,8 +19,8 @@ def direct(fn: Callable[[Any], Any]) -> Call:
 
     async def call(value: Any) -> Any:
         result = fn(value)
-        if type(result) is CoroutineType:
-            raise unawaited(result)
+        if type(result) not in FINE:
+            check_result(result)
         return result
 
     return call
@@ -53,8 +53,8 @@ async def children_of(call: Any, value: Any, is_async: bool) -> AsyncIterator[As
     result = call(value)
     if is_async and not hasattr(result, "__aiter__"):
         result = await result
-    elif type(result) is CoroutineType:
-        raise unawaited(result)
+    elif type(result) not in FINE and not hasattr(result, "__aiter__"):
+        check_result(result)
     if hasattr(result, "__aiter__"):
         iterator = aiter(result)
     else:

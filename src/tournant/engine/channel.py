@@ -64,12 +64,13 @@ class Channel:
         writers: producers that wait for room.
         threshold: how many items a reader waits for.
         on_items: called instead of waking a reader, where the consumer is no coroutine.
+        on_short: called when items come and no reader waits, as long as there may be more readers.
         on_room: called once there is room again after `room_wanted` was set, where the producer is no coroutine.
         waited_room: seconds that producers have waited for room.
     """
 
     __slots__ = (
-        "_loop", "_readers", "_waking", "again", "capacity", "closed", "items", "low", "on_items", "on_room",
+        "_loop", "_readers", "_waking", "again", "capacity", "closed", "items", "low", "on_items", "on_room", "on_short",
         "room_wanted", "threshold", "waited_room", "writers",
     )  # fmt: skip
 
@@ -84,6 +85,7 @@ class Channel:
         self.writers: deque[asyncio.Future[None]] = deque()
         self._waking = False
         self.on_items: Callable[[], None] | None = None
+        self.on_short: Callable[[], None] | None = None
         self.on_room: Callable[[], None] | None = None
         self.room_wanted = False
         self.waited_room = 0.0
@@ -101,10 +103,11 @@ class Channel:
         """Wake a reader, after items were appended."""
         if self.on_items is not None:
             self.on_items()
-        elif (
-            self._readers and not self._waking and (len(self.items) >= self.threshold or self.again)
-        ):
-            self._wake_reader()
+        elif self._readers:
+            if not self._waking and (len(self.items) >= self.threshold or self.again):
+                self._wake_reader()
+        elif self.on_short is not None and not self._waking:
+            self.on_short()
 
     def _wake_reader(self) -> None:
         while self._readers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tournant.stages import callable_name
@@ -25,6 +26,21 @@ def prestart(run: Run) -> None:
         if segments and most:
             count = min(most, max(s.limit for s in segments))
             run.pool.prestart(kind, count, [s.spec for s in reversed(segments)])
+
+
+def left_behind(run: Run, tasks: int) -> Iterator[str]:
+    """Say what still goes on though the run has ended: so many of its tasks, and threads that nobody can stop."""
+    if tasks:
+        yield (
+            f"{tasks} stage call(s) went on after they were cancelled: "
+            "a coroutine must let asyncio.CancelledError pass"
+        )
+    stuck = sum(len(segment.stuck) for segment in run.pool_segments)
+    if stuck:
+        yield (
+            f"{stuck} thread(s) still run a call that timed out; Python can't stop a thread, so use "
+            'on="processes" where calls may hang'
+        )
 
 
 async def leave(run: Run) -> None:

@@ -150,4 +150,4 @@ def _unwrapped(fn: Any) -> Any:
     fn = getattr(fn, "__func__", fn)
     if hasattr(fn, "__code__"):
         return fn
-    return getattr(type(fn), "__call__", fn)
+    return getattr(type(fn), "__call__", fn)  # noqa: B004

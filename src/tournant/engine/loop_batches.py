@@ -10,6 +10,7 @@ from tournant.engine.channel import Attempt
 from tournant.engine.failures import blames_a_row
 from tournant.engine.lineage import Item
 from tournant.engine.loop_segment import LoopSegment, interrupts
+from tournant.engine.strays import Strays
 from tournant.observe.recording import CANCELLED, FAILED, OK, RETRIED
 from tournant.pool.steps import checked_rows, plain
 
@@ -31,6 +32,8 @@ class LoopBatchSegment(LoopSegment):
         stats = step.stats
         items, again = inbox.items, inbox.again
         size, max_wait = step.stage.size or 32, step.stage.max_wait
+        left = Strays(self.stages).begin()
+        self.fresh = False
         try:
             while True:
                 attempt: Attempt | None = None
@@ -52,6 +55,7 @@ class LoopBatchSegment(LoopSegment):
                 ready = perf_counter() if step.gate is not None else 0.0
                 if step.gate is not None and not await self._let_in(step.gate, rows, attempt):
                     continue
+                left.clear()
                 self.active += 1
                 stats.started += len(rows)
                 began = perf_counter()
@@ -59,7 +63,11 @@ class LoopBatchSegment(LoopSegment):
                     stats.calls.waited(began, began - ready)
                 try:
                     results = checked_rows(await step.call([row.value for row in rows]), len(rows))
+                    if left:
+                        await left.settle(step.stage, perf_counter() - began)
                 except BaseException as error:
+                    if left:
+                        await left.give_up(error)
                     if interrupts(error, run):
                         self._say(rows, began, perf_counter(), CANCELLED)
                         raise

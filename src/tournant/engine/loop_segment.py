@@ -18,11 +18,13 @@ from tournant.engine.failures import backoff
 from tournant.engine.gate import Gate, admitted
 from tournant.engine.lineage import ARRIVED, DROPPED, REFUSED, Item
 from tournant.engine.loop_step import BATCH, FILTER, FLAT, MAP, SINK, UNKNOWN, Step
-from tournant.engine.segment import Segment
+from tournant.engine.segment import FOLD, Segment
 from tournant.engine.stats import StageStats
+from tournant.engine.strays import Strays
 from tournant.errors import note
 from tournant.limits.current import admission
 from tournant.observe.recording import CANCELLED, FAILED, RETRIED
+from tournant.pool.leftovers import FINE, check_result
 from tournant.pool.steps import WithState, plain
 from tournant.sizes import size_of
 
@@ -51,6 +53,7 @@ class LoopSegment(Segment):
         self.workers = 0
         self.active = 0
         self.returning = 0
+        self.fresh = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._halting: asyncio.Future[None] | None = None
@@ -127,9 +130,16 @@ class LoopSegment(Segment):
 
     def _spawn(self) -> None:
         self.workers += 1
+        self.fresh = True
+        self.inbox.on_short = self._short if self.workers < self.max_workers else None
         task = self.run.spawn(self._work(), f"tournant {self.stages[0].name} {self.workers}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _short(self) -> None:
+        """Something came while every worker is in a call: start another, unless one is about to look."""
+        if not self.fresh:
+            self._spawn()
 
     def _more(self) -> None:
         """There is more than this worker has taken: wake another, or start one."""
@@ -141,6 +151,7 @@ class LoopSegment(Segment):
 
     def _worker_left(self) -> None:
         self.workers -= 1
+        self.inbox.on_short = None  # nothing comes any more
         self._maybe_done()
 
     def _maybe_done(self) -> None:
@@ -167,7 +178,8 @@ class LoopSegment(Segment):
         items, again = inbox.items, inbox.again
         count, clock = len(steps), perf_counter
         budget, record = run.budget, run.events.on
-        entering = False
+        left = Strays(self.stages).begin()
+        entering = self.fresh = False
         try:
             while True:
                 attempt: Attempt | None = None
@@ -184,11 +196,16 @@ class LoopSegment(Segment):
                     if inbox.closed:
                         return
                     began = clock()
+                    if len(self.stats[0].times) > FOLD:
+                        # While they are still in the processor's cache.
+                        self.tick(began)
                     await inbox.wait_items()
                     self.stats[0].wait_input += clock() - began
                     continue
                 if items or again:
                     self._more()
+                if left:  # freed between two calls, so no call of this item's
+                    left.clear()
                 self.active += 1
                 now = clock()
                 try:
@@ -208,10 +225,12 @@ class LoopSegment(Segment):
                         stats.started += 1
                         code = step.code
                         if code == FLAT:
-                            await self._fan_out(step, item, value, attempt)
+                            await self._fan_out(step, item, value, left)
                             item = None
                             break
                         result = await step.call(value)
+                        if left:
+                            await left.settle(step.stage, clock() - now)
                         stats.left += 1
                         then = clock()
                         stats.times.append(then - now)
@@ -222,6 +241,8 @@ class LoopSegment(Segment):
                         if step.waiters:
                             step.leave()
                         if code == MAP:
+                            if type(result) not in FINE:
+                                check_result(result)
                             value = result
                             if budget is not None:
                                 self._grown(step, item, before, value, budget)
@@ -232,6 +253,8 @@ class LoopSegment(Segment):
                         stats.items_out += 1
                         i += 1
                 except BaseException as error:
+                    if left:
+                        await left.give_up(error)
                     assert item is not None
                     if interrupts(error, run):
                         if record and not entering:
@@ -325,7 +348,7 @@ class LoopSegment(Segment):
         item.size = size
         step.learn(size - before)
 
-    async def _fan_out(self, step: Step, item: Item, value: Any, attempt: Attempt | None) -> None:
+    async def _fan_out(self, step: Step, item: Item, value: Any, left: Strays) -> None:
         """Run a flat_map on one item and pass its children on as they are produced."""
         stage, stats, run = step.stage, step.stats, self.run
         hold: list[Any] | None = [] if stage.retry is not None else None
@@ -352,6 +375,8 @@ class LoopSegment(Segment):
                 number += 1
                 if run.halted:
                     break
+        if left:
+            await left.settle(stage, perf_counter() - began - paused)
         for number, child in enumerate(hold or ()):
             await self._pass_child(stats, Item(child, origin, (*item.pos, number)), deadline)
         ended = perf_counter()

@@ -75,6 +75,8 @@ def note_part(segment: Recovery, chunk: Chunk, part: Part, begin: int) -> None:
         Stretch(_lane(segment, chunk), began, ended, who, sizes, times, odd, chunk.waited, segment.flat, going_on)
     )  # fmt: skip
     chunk.told, chunk.waited = ended, 0.0
+    if segment.run.events.wants_sample(part.sent):
+        look(segment.run, part.sent)
 
 
 def _placed(segment: Recovery, odd: list[Odd], part: Part, units: int) -> list[Odd]:
@@ -165,9 +167,11 @@ def _lane(segment: Recovery, chunk: Chunk) -> int:
 
 
 def look(run: Run, now: float) -> None:
-    """Sample the queues, and the limits if they have changed; called every few dozen milliseconds."""
+    """Sample the queues, and the limits if they have changed; called with every part, and every few dozen milliseconds."""
     events = run.events
-    events.inputs.pack()
+    if not events.on:
+        return
+    events.inputs.look(now)
     if not events.wants_sample(now):
         return
     depths = [segment.queued() for segment in run.segments]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from time import perf_counter
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from tournant.engine.chunk import Chunk
@@ -18,6 +17,7 @@ from tournant.engine.gate import Gate
 from tournant.engine.segment import Segment
 from tournant.limits.admission import Admission
 from tournant.limits.current import admission
+from tournant.pool.leftovers import FINE, check_result
 from tournant.pool.steps import many
 from tournant.stages import callable_name
 
@@ -79,7 +79,9 @@ class InThread:
         admission.set(call)
         try:
             result = self._fn(ticket.value, *state)
-            if self._flat and type(result) is not CoroutineType:
+            if self._flat:
+                if type(result) not in FINE:
+                    check_result(result)
                 return self._children(iter(many(result)), call)
             if gate.judges:
                 gate.judge(call, result)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ class Puller:
         ahead: inputs that the thread may be ahead of what was put.
         weigh: gives the bytes of an input; ``None`` where they don't matter.
         most_bytes: bytes that it may be ahead.
+        context: what the iterable is advanced in; by default a context of the thread's own.
 
     Attributes:
         pulled: inputs that came out of the iterable.
@@ -47,6 +49,7 @@ class Puller:
         ahead: int,
         weigh: Callable[[Any], int] | None = None,
         most_bytes: int = 0,
+        context: contextvars.Context | None = None,
     ) -> None:
         self.pulled = 0
         self.put = 0
@@ -69,7 +72,12 @@ class Puller:
         self._room = threading.Event()
         self._waiter: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] = loop.create_future()
-        self._thread = threading.Thread(target=self._work, name="tournant-source", daemon=True)
+        self._thread = threading.Thread(
+            target=(context or contextvars.Context()).run,
+            args=(self._work,),
+            name="tournant-source",
+            daemon=True,
+        )
         self._thread.start()
 
     # On the loop.

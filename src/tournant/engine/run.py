@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tournant import sync
-from tournant.engine import crew, plan, summary
+from tournant.engine import crew, plan, strays, summary
 from tournant.engine.barriers import Barrier, Ordered
 from tournant.engine.budget import Budget
 from tournant.engine.channel import Channel
@@ -25,6 +25,7 @@ from tournant.engine.source import Source
 from tournant.engine.stall import Lookout
 from tournant.errors import LostItems, RunClosed, SourceFailed, TournantError, short
 from tournant.pool import lanes
+from tournant.pool.leftovers import present
 from tournant.pool.steps import plain
 from tournant.report import Report, RunSnapshot
 from tournant.sizes import size_of
@@ -32,6 +33,7 @@ from tournant.sizes import size_of
 if TYPE_CHECKING:
     from tournant.engine.bookkeeping import Bookkeeping
     from tournant.engine.gate import Gate
+    from tournant.guards.finding import Finding
     from tournant.pipeline import Pipeline
     from tournant.stages import Stage
 
@@ -46,6 +48,7 @@ class Run:
         collector: takes the value of each item that arrives, where the last stage is no sink.
         results: the channel that a streaming consumer reads; ``None`` otherwise.
         consuming: a streaming consumer works on a result.
+        findings: what the engine itself has found; what its guards found is in `guarding`.
         gates: those of the stages with a limit.
         events: what is recorded of it.
         halted: nothing new starts any more.
@@ -66,7 +69,9 @@ class Run:
         self.pipeline = pipeline
         self.inline = inline
         self.collector = collector
-        self.context = context or contextvars.copy_context()
+        self.context = context.copy() if context is not None else contextvars.copy_context()
+        self.context.run(present.set, None)
+        self.context.run(sync.within.set, (*sync.within.get(), self))
         self.private_pool = (
             nested and any(stage.on != "loop" for stage in pipeline.stages) and not inline
         )
@@ -80,6 +85,7 @@ class Run:
         self.outputs = 0
         self.failures = Failures(pipeline)
         self.warnings: list[str] = []
+        self.findings: list[Finding] = []
         self.books: Bookkeeping | None = None
         self.source_iterable: Any = None
         self.source_is_async = False
@@ -95,6 +101,7 @@ class Run:
         self.lookout = Lookout(self)
         self.guarding = Guarding(self)
         self._hosted = False
+        self._watched: strays.Watched | None = None
         self._closing: asyncio.Task[Report] | None = None
         self._loop_thread = threading.get_ident()
         self.finished: asyncio.Future[None] = self.loop.create_future()
@@ -126,6 +133,7 @@ class Run:
     async def start(self) -> None:
         """Open the ledger, start the workers, begin to read the source."""
         pipeline = self.pipeline
+        self._watched = strays.attach(self.loop)
         if not self.inline:
             sync.hosts(self.loop)
             self._hosted = True
@@ -157,22 +165,10 @@ class Run:
         for segment in self.segments:
             segment.start()
         if not self.segments and self.results is None:
-            self.spawn(self._discard(), "tournant discard")
+            self.spawn(self.source.discard(), "tournant discard")
         self.spawn(self.source.feed(), "tournant source")
         self.lookout.start()
-        self.events.start()
         self.guarding.start()
-
-    async def _discard(self) -> None:
-        """The pipeline without stages: every input arrives as it is."""
-        items = self.source.inbox.items
-        inbox = self.source.inbox
-        while True:
-            while items:
-                self.arrive(items.popleft())
-            if inbox.closed:
-                return
-            await inbox.wait_items()
 
     async def wait(self) -> None:
         """Wait until every segment is done."""
@@ -201,6 +197,11 @@ class Run:
         return self._closing.result()
 
     @property
+    def needs_slots(self) -> bool:
+        """Whether it can't come to its end without a slot that others may hold."""
+        return not self.private_pool and any(not s.blocking for s in self.pool_segments)
+
+    @property
     def closing(self) -> bool:
         """Whether `close` has been called."""
         return self._closing is not None
@@ -216,18 +217,10 @@ class Run:
                 task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
-        if self._tasks:
-            self.warnings.append(
-                f"{len(self._tasks)} stage call(s) went on after they were cancelled: "
-                "a coroutine must let asyncio.CancelledError pass"
-            )
-        stuck = sum(len(segment.stuck) for segment in self.pool_segments)
-        if stuck:
-            self.warnings.append(
-                f"{stuck} thread(s) still run a call that timed out; Python can't stop a thread, so use "
-                'on="processes" where calls may hang'
-            )
+        self.warnings += crew.left_behind(self, len(self._tasks))
         self.closed = True
+        if self._watched is not None:
+            self._watched.leave(self.loop)
         if self._hosted:
             sync.hosts_no_more(self._loop_thread, self.loop)
         self.pool.slots.forget(self)
@@ -440,7 +433,7 @@ class Run:
                 origin.end(ARRIVED, self)
         self.done += len(done)
         if done and self.events.on:
-            self.events.inputs.end_many(done)
+            self.events.inputs.ended += done
 
     def close_input(self, origin: Input) -> None:
         """Every descendant of an input has ended: count its outcome."""
@@ -460,7 +453,9 @@ class Run:
             self.done += 1
             outcome = "done"
         if self.events.on:
-            self.events.inputs.end(origin.index, outcome)
+            self.events.inputs.ended.append(origin.index)
+            if outcome != "done":
+                self.events.inputs.outcomes[origin.index] = outcome
         if self.ordered:
             for barrier in self.ordered:
                 barrier.input_closed(origin)

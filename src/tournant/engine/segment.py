@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from tournant.stages import Stage
 
 
+#: Call times that a stage gathers before they are worth folding.
+FOLD = 256
+
+
 class Segment:
     """One or more fused stages of a run.
 
@@ -90,7 +94,7 @@ class Segment:
     def tick(self, now: float) -> None:
         """Look after what nothing else wakes up for; called every few dozen milliseconds."""
         for stats in self.stats:
-            if len(stats.times) > 256:
+            if len(stats.times) > FOLD:
                 stats.fold()
 
     def amend(self, report: Report) -> Report:

@@ -120,6 +120,16 @@ class Source:
             self.inbox.close()
             run.segment_done()
 
+    async def discard(self) -> None:
+        """Where there are no stages: every input arrives as it is."""
+        inbox = self.inbox
+        while True:
+            while inbox.items:
+                self.run.arrive(inbox.items.popleft())
+            if inbox.closed:
+                return
+            await inbox.wait_items()
+
     async def _feed_list(self, values: Any) -> None:
         """The fast path: nothing between the sequence and the channel but room, window and key."""
         run, inbox = self.run, self.inbox
@@ -148,8 +158,8 @@ class Source:
             fingerprint = fingerprint_of(value) if fingerprint_of is not None else None
             origin = Input(key, self.admitted, barrier, fingerprint)
             item = Item(value, origin)
-            if record:
-                taken.keys.append(key)
+            if record and key is not position:
+                taken.name(self.admitted, key)
             if not plain:
                 run.enter(item)
             self.sourced += 1
@@ -196,6 +206,7 @@ class Source:
             ahead=_AHEAD if run.books is None else _AHEAD_WITH_LEDGER,
             weigh=size_of if budget is not None else None,
             most_bytes=budget.limit // _AHEAD_SHARE if budget is not None else 0,
+            context=run.context.copy(),
         )
         try:
             while not self.stopped:
@@ -257,7 +268,7 @@ class Source:
         item = Item(value, Input(key, self.admitted, run.first_barrier, fingerprint))
         if run.events.on:
             run.events.inputs.taking(self.admitted)
-            run.events.inputs.keys.append(key)
+            run.events.inputs.name(self.admitted, key)
         if run.budget is not None:
             run.enter(item)
         self.sourced += 1

@@ -2,7 +2,8 @@
 
 A run can stand still though there is work: the source waits for a window or for memory, a batch waits for more items, and the
 results of a fan-out wait for memory that is only freed when their input is complete. When nothing has moved between two looks,
-partial batches go, and if there are none, one input gets its way past the memory limit.
+partial batches go, and if there are none, one input gets its way past the memory limit. A standstill that lasts is told, with
+what waits for what, by `tournant.engine.standstill`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tournant.engine.noting import look
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
+    from tournant.engine.standstill import Standstill
 
 #: Seconds between two looks.
 TICK = 0.05
@@ -34,18 +36,28 @@ class Lookout:
         #: Bytes counted when somebody was last favoured.
         self._total = sys.maxsize
         self._timer: asyncio.TimerHandle | None = None
+        self._standstill: Standstill | None = None
 
     def start(self) -> None:
         """Begin to look."""
+        from tournant.engine.standstill import Standstill
+
+        self._standstill = Standstill(self._run)
+        self._run.events.start()
+        look(self._run, perf_counter())
         if self._run.budget is not None:
             self._run.budget.on_wait = self.soon
         self._timer = self._run.loop.call_later(self._delay, self._look)
 
     def stop(self) -> None:
-        """End it."""
+        """End it, after a last look at what is recorded."""
+        look(self._run, perf_counter())
+        self._run.events.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._standstill is not None:
+            self._standstill.look(perf_counter(), not self._run.cancelled)
 
     def soon(self) -> None:
         """Somebody waits for memory: look more often."""
@@ -58,12 +70,14 @@ class Lookout:
         run, now = self._run, perf_counter()
         for segment in run.segments:
             segment.tick(now)
-        if run.events.on:
-            look(run, now)
+        look(run, now)
         seen = run.source.sourced + run.outputs
         for segment in run.segments:
             for stats in segment.stats:
                 seen += stats.started + stats.left + stats.items_out
+        consumer = run.consuming or (run.results is not None and bool(run.results.items))
+        assert self._standstill is not None
+        self._standstill.look(now, seen != self._seen or consumer)
         if seen == self._seen and self._stands_still() and self._let_go():
             self._delay = _SOON
         else:

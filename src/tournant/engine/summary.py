@@ -46,7 +46,7 @@ def build_report(run: Run) -> Report:
     ]
     resources += [(s.rate_share, s.rate_share * duration, s.name) for s in single if s.rate_share]
     if run.events.on:
-        run.events.end(run.began + duration, cores)
+        run.events.end(run.began + duration, cores, run.source.admitted)
     ended = run.done + run.failed + run.filtered
     bottleneck, utilisation, ceiling = None, 0.0, None
     if resources and ended:
@@ -69,7 +69,7 @@ def build_report(run: Run) -> Report:
         ceiling=ceiling,
         warnings=tuple(run.warnings),
         events=run.events if run.events.on else None,
-        findings=tuple(run.guarding.findings),
+        findings=(*run.guarding.findings, *run.findings),
     )
     for segment in run.segments:
         report = segment.amend(report)

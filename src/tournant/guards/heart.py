@@ -256,7 +256,12 @@ def listen(listener: Listener) -> Heart:
 def listen_to(loop: asyncio.AbstractEventLoop, listener: Listener) -> Heart:
     """The same for a loop that is about to run in this thread."""
     heart = _hearts.get(id(loop))
-    if heart is None or heart.loop is not loop or heart.stopped or heart.thread != threading.get_ident():
+    if (
+        heart is None
+        or heart.loop is not loop
+        or heart.stopped
+        or heart.thread != threading.get_ident()
+    ):
         heart = _hearts[id(loop)] = Heart(loop)
         heart.listeners.append(listener)
         heart.start()

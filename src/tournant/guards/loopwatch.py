@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from tournant.guards import heart, places
+from tournant.guards import heart
 from tournant.guards.block import (
     CALL,
     COLLECTION,
@@ -146,7 +146,11 @@ def _finding(block: Block, verdict: str, seconds: float) -> Finding:
         assert block.worker is not None
         place, stack = block.worker
     still = " so far" if block.lasting else ""
-    who = f"stage {block.stage!r} blocked the event loop" if block.stage else "the event loop was blocked"
+    who = (
+        f"stage {block.stage!r} blocked the event loop"
+        if block.stage
+        else "the event loop was blocked"
+    )
     if suspect is not None and suspect.task is not None and not block.stage:
         who += f" by the task {suspect.task.get_name()!r}"
     line = f": `{place.source}`" if place.source else ""
@@ -169,7 +173,11 @@ def _finding(block: Block, verdict: str, seconds: float) -> Finding:
             "it computes" if verdict == CPU else "it waits in a blocking call"
         ) + ", and nothing else on the loop runs meanwhile"
         held = block.holding
-        lock = f" It holds an asyncio lock from line {held.line} on, so whoever needs that waits too." if held else ""
+        lock = (
+            f" It holds an asyncio lock from line {held.line} on, so whoever needs that waits too."
+            if held
+            else ""
+        )
         mend = _upper(_STAGE_MENDS[verdict] if block.stage else _MENDS[verdict])
         text = f"{text}: {why}.{lock} {mend}"
     return Finding(

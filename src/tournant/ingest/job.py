@@ -1,6 +1,6 @@
 """The main job: files into an index, incrementally. An ordinary pipeline, built from the public API alone.
 
-Read -> Chunk -> (Recall ->) Embed -> Index. The ledger lies in the index's folder, so that unchanged files are skipped without being
+Read -> Chunk -> (Recall ->) Embed -> Index. The ledger lies with the index, so that unchanged files are skipped without being
 opened; the index is written before the ledger, so that whatever a kill interrupts is done again; and writing a
 document again changes nothing.
 """
@@ -29,9 +29,9 @@ from tournant.ingest.errors import (
     MissingExtra,
     UnreadableFile,
 )
-from tournant.ingest.indexes.base import Hit, IndexSettings, Mode
-from tournant.ingest.indexes.files import is_being_written, read_json, write_failed, write_json
-from tournant.ingest.indexes.lance import LanceIndex
+from tournant.ingest.indexes.base import Hit, IndexSettings, Mode, StoredIndex
+from tournant.ingest.indexes.catalog import require_same
+from tournant.ingest.indexes.locations import is_url, needs_lance, open_index, protected
 from tournant.ingest.readers.opening import MAX_BYTES
 from tournant.ingest.readers.registry import SUFFIXES
 from tournant.ingest.walk import FoundFile, absolute, vanished, walk
@@ -53,8 +53,6 @@ __all__ = [
 
 #: Of what the readers and chunkers make of a file; another version reads every file again.
 VERSION = "1"
-_LEDGER = "ledger.db"
-_JOB = "job.json"
 _RECALL, _INDEX = "recall", "index"
 #: Chunks (and documents) in one commit, and the seconds after which a smaller one is made.
 _COMMIT_WEIGHT = 4096
@@ -71,7 +69,7 @@ class IngestOptions:
 
     Attributes:
         paths: files and folders.
-        index: the index's folder; made where there is none.
+        index: the index's folder, or a URL: ``postgresql://``, ``s3://``, ``file://``. Made where there is none.
         embedder: ``"static"`` or ``"onnx:FOLDER"``.
         chunk_size: the most characters in a chunk; ``None`` for the chunker's default.
         chunk_overlap: characters that neighbouring chunks share; ``None`` for the chunker's default.
@@ -96,6 +94,8 @@ class IngestOptions:
 
     def __post_init__(self) -> None:
         """Refuse what can't work."""
+        # Whoever prints these options must not print a password.
+        object.__setattr__(self, "index", protected(self.index))
         if not self.paths:
             raise InvalidOption("there is nothing to ingest; name a file or a folder")
         if self.max_file_size < 1:
@@ -104,7 +104,7 @@ class IngestOptions:
             if not self.cache:
                 raise InvalidOption("cache='': give the path of a file, or leave it out")
             path = os.path.expanduser(self.cache)
-            if os.path.realpath(path) == os.path.realpath(self.index):
+            if not is_url(self.index) and os.path.realpath(path) == os.path.realpath(self.index):
                 raise InvalidOption(
                     f"cache={self.cache!r} is the index itself, which is a folder; give the cache a file of its own"
                 )
@@ -206,14 +206,16 @@ def run_ingest(
         IndexBusy: another ingest writes to it.
         IndexWriteFailed: the disk is full or refuses; a rerun completes.
     """
-    _require("an ingest", "lancedb", "semantic-text-splitter")
+    if needs_lance(options.index):
+        _require("an ingest", "lancedb")
+    _require("an ingest", "semantic-text-splitter")
     chunking = ChunkSettings(options.chunk_size, options.chunk_overlap)
     model = make_embedder(options.embedder)
     settings = IndexSettings(model.name, model.dimensions, chunking.name)
     with notes_of_cache() as notes:
         cache = None if options.cache is None else open_cache(options.cache)
-        with LanceIndex.open(options.index, settings, write=True) as index:
-            _remember(index.directory, options.embedder)
+        with open_index(options.index, settings, write=True) as index:
+            index.remember_embedder(_lasting(options.embedder))
             outcome = _Ingest(options, chunking, index, cache).run(on_start)
     return replace(outcome, warnings=tuple(notes))
 
@@ -225,14 +227,16 @@ class _Ingest:
         self,
         options: IngestOptions,
         chunking: ChunkSettings,
-        index: LanceIndex,
+        index: StoredIndex,
         cache: str | None = None,
     ) -> None:
         self.options = options
         self.cache = cache
         self.chunking = chunking
         self.index = index
-        self.ledger = tn.Ledger(os.path.join(index.directory, _LEDGER))
+        ledger = index.ledger()
+        assert ledger is not None
+        self.ledger = ledger
         self.known = index.sources()  # before anything of this run is written
         self.found = PathSet()
         self.problems: list[UnreadableFile] = []
@@ -300,7 +304,7 @@ class _Ingest:
                 on_error="skip",
                 memory_limit=options.memory_limit,
             )
-            .tap(stages.Preload(), on="loop", name="find")
+            .tap(stages.Preload(needs_lance(options.index)), on="loop", name="find")
             .map(stages.reader(options.max_file_size), on="processes", name="read")
             .map(stages.cut, on="processes", state=chunker, name="chunk")
         )
@@ -342,7 +346,7 @@ class _Ingest:
             options.paths,
             on_problem=self.problems.append,
             suffixes=None if options.include else SUFFIXES,
-            exclude=places(self.index.directory, options.paths),
+            exclude=[] if self.index.folder is None else places(self.index.folder, options.paths),
             leave_out=matcher(options.exclude) if options.exclude else None,
         ):
             if options.include and not on_the_way(included, file.path, file.root):
@@ -407,26 +411,20 @@ def _reason_in(entry: Entry) -> str:
     return (entry.error or "").removeprefix(_said(UnreadableFile(str(entry.key), "")))
 
 
-def _remember(directory: str, spec: str) -> None:
-    """Keep the embedder's spec beside the index, so that a search can embed its words with it."""
+def _lasting(spec: str) -> str:
+    """Return an embedder's spec so that it means the same wherever a search is run from."""
     kind, colon, folder = spec.partition(":")
-    if colon:
-        spec = f"{kind}:{absolute(os.path.expanduser(folder))}"
-    path = os.path.join(directory, _JOB)
-    if read_json(path) == {"embedder": spec}:
-        return
-    try:
-        write_json(path, {"embedder": spec})
-    except OSError as error:
-        raise write_failed(directory, error) from error
+    return f"{kind}:{absolute(os.path.expanduser(folder))}" if colon else spec
 
 
-def _recollect(directory: str) -> str:
-    directory = os.path.abspath(directory)
-    kept = read_json(os.path.join(directory, _JOB))
-    if not isinstance(kept, dict) or not isinstance(kept.get("embedder"), str):
-        raise IndexMissing(directory, f"has no usable {_JOB}; run 'tournant ingest' on it once")
-    return str(kept["embedder"])
+def _recollect(index: StoredIndex) -> str:
+    spec = index.recall_embedder()
+    if spec is None:
+        raise IndexMissing(
+            index.directory,
+            "doesn't say how its texts were embedded; run 'tournant ingest' on it once",
+        )
+    return spec
 
 
 def search(
@@ -440,7 +438,7 @@ def search(
     """Find the passages of an index that fit some words best.
 
     Args:
-        directory: the index's folder.
+        directory: the index's folder or URL.
         query: the words.
         limit: the most passages.
         mode: by meaning (``"vector"``), by words (``"text"``) or both (``"hybrid"``).
@@ -452,16 +450,16 @@ def search(
         IndexMismatch: the embedder is not the one that the index was built with.
         SearchFailed: the store could not answer.
     """
-    _require("a search", "lancedb")
-    vector = None
-    index = LanceIndex.open(directory)
-    if mode != "text":
-        model = make_embedder(embedder or _recollect(directory))
-        index = LanceIndex.open(
-            directory, IndexSettings(model.name, model.dimensions, index.settings.chunker)
-        )
-        vector = model.embed([query])[0]
-    return index.search(query, vector, limit, mode)
+    if needs_lance(directory):
+        _require("a search", "lancedb")
+    with open_index(directory) as index:
+        vector = None
+        if mode != "text":
+            model = make_embedder(embedder or _recollect(index))
+            want = IndexSettings(model.name, model.dimensions, index.settings.chunker)
+            require_same(index.directory, index.settings, want)
+            vector = model.embed([query])[0]
+        return index.search(query, vector, limit, mode)
 
 
 def status(directory: str) -> IndexStatus:
@@ -470,21 +468,21 @@ def status(directory: str) -> IndexStatus:
     Raises:
         IndexMissing: there is no index.
     """
-    index = LanceIndex.open(directory)
-    counts = index.counts()
-    path = os.path.join(index.directory, _LEDGER)
-    failures: tuple[tuple[str, str], ...] = ()
-    last = None
-    if os.path.exists(path):
-        with tn.Ledger(path, lock=False) as ledger:
-            failures = tuple((str(e.key), _reason_in(e)) for e in ledger.failures())
-            last = ledger.last_run()
-    return IndexStatus(
-        counts.documents,
-        counts.chunks,
-        index.size_bytes(),
-        index.settings.embedder,
-        failures,
-        last,
-        last is not None and last.ended is None and is_being_written(index.directory),
-    )
+    with open_index(directory) as index:
+        counts = index.counts()
+        failures: tuple[tuple[str, str], ...] = ()
+        last = None
+        found = index.ledger(lock=False)
+        if found is not None:
+            with found as ledger:
+                failures = tuple((str(e.key), _reason_in(e)) for e in ledger.failures())
+                last = ledger.last_run()
+        return IndexStatus(
+            counts.documents,
+            counts.chunks,
+            index.size_bytes(),
+            index.settings.embedder,
+            failures,
+            last,
+            last is not None and last.ended is None and index.is_being_written(),
+        )

@@ -199,14 +199,19 @@ class Writer:
 
 
 class Preload:
-    """Loads the store's packages on a thread of its own as soon as there is a first document to do."""
+    """Loads the store's packages on a thread of its own as soon as there is a first document to do.
 
-    def __init__(self) -> None:
+    Args:
+        wanted: whether the store has any that take long.
+    """
+
+    def __init__(self, wanted: bool = True) -> None:
+        self._wanted = wanted
         self._thread: threading.Thread | None = None
 
     def __call__(self, file: FoundFile) -> None:
         """Begin to load, once."""
-        if self._thread is None:
+        if self._wanted and self._thread is None:
             from tournant.ingest.indexes.lance import preload
 
             self._thread = threading.Thread(target=preload, name="tournant-preload", daemon=True)

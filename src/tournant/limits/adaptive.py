@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from tournant.errors import short
+from tournant.errors import WouldDeadlock, short
 from tournant.limits.clock import SYSTEM, Clock
 from tournant.limits.concurrency import Controller, Outcome
 from tournant.limits.figures import InvalidLimit, is_number
@@ -68,7 +68,7 @@ class Adaptive:
         InvalidLimit: when a bound can't be, or the state is none.
     """
 
-    __slots__ = ("_clock", "_line", "_lock", "controller", "max", "min")
+    __slots__ = ("_clock", "_holders", "_line", "_lock", "controller", "max", "min")
 
     def __init__(
         self,
@@ -98,6 +98,8 @@ class Adaptive:
         self._clock = clock
         self._lock = threading.Lock()
         self._line: Line[None] = Line()
+        #: Places whose own calls wait here for another one, with how many.
+        self._holders: dict[Slot, int] = {}
         self.controller = Controller(min, max, begin, clock, latency, settled)
         self.controller.watch(self._admit)
 
@@ -161,9 +163,24 @@ class Adaptive:
             self.controller.leave("cancelled", 0.0)
 
     async def _enter(self) -> None:
+        from tournant.limits.current import current
+
         with self._lock:
             if not len(self._line) and self.controller.try_enter():
                 return
+            call = current()
+            mine = call.slot if call is not None else None
+            if mine is not None and (mine._adaptive is not self or not mine._held):
+                mine = None
+            if mine is not None:
+                self._holders[mine] = self._holders.get(mine, 0) + 1
+                if len(self._holders) >= self.controller.running:
+                    self._waits_no_more(mine)
+                    raise WouldDeadlock(
+                        f"{self!r}: every one of its {self.controller.running} places is held by a stage's call that waits here for "
+                        "another place, so none would ever come free; give the inner calls an Adaptive of their own, or none: "
+                        "the stage's place covers them"
+                    )
             waiter = self._line.join(None)
         self._admit()
         try:
@@ -176,6 +193,15 @@ class Adaptive:
                 self.controller.leave("cancelled", 0.0)
             self._admit()
             raise
+        finally:
+            if mine is not None:
+                with self._lock:
+                    self._waits_no_more(mine)
+
+    def _waits_no_more(self, mine: Slot) -> None:
+        self._holders[mine] -= 1
+        if not self._holders[mine]:
+            del self._holders[mine]
 
 
 class Slot:

@@ -231,15 +231,30 @@ class _Assembly:
         inputs = self.events.inputs
         starts = [number for number, _ in inputs.since]
         times = [time for _, time in inputs.since]
-        ends = dict(zip(*inputs.packed, strict=True))
+        last: dict[int, float] = {}
+        for one in self.slices:
+            for place in one.inputs:
+                last[place] = max(one.ended, last.get(place, 0.0))
+        bounds: dict[int, tuple[float, float]] = {}
+        before_it = 0.0
+        for when, ended in inputs.looks:
+            look = self.at(when)
+            bounds.update(dict.fromkeys(ended, (before_it, look)))
+            before_it = look
         spans: dict[int, InputSpan] = {}
-        for number, key in enumerate(inputs.keys, inputs.first):
+        # An input that is in no look has not ended, unless it is so old that its look is gone.
+        oldest = min(bounds, default=0) if inputs.lost else 0
+        for number in range(oldest, self.events.taken):
             at = bisect_right(starts, number) - 1
             began = self.at(times[at]) if at >= 0 else 0.0
-            ended, outcome = self.duration, "interrupted"
-            if number in ends:
-                ended, outcome = self.at(ends[number]), inputs.outcomes.get(number, "done")
-            spans[self._place(number)] = InputSpan(str(key), began, max(began, ended), outcome)
+            end, outcome = self.duration, "interrupted"
+            place = self._place(number)
+            if number in bounds:
+                least, most = bounds[number]
+                end = min(max(last.get(place, least), least), most)
+                outcome = inputs.outcomes.get(number, "done")
+            key = str(inputs.keys.get(number, number))
+            spans[place] = InputSpan(key, began, max(began, end), outcome)
         for before, (number, key, time) in enumerate(inputs.skipped):
             when = self.at(time)
             spans[number + before] = InputSpan(str(key), when, when, "skipped")

@@ -2,8 +2,9 @@
 
 Every stage has a ring of its own, so that a busy one doesn't overwrite what a quiet one did: the last `CAPACITY` calls of each, and
 the last `CAPACITY` inputs. That holds a whole ingest of 10,000 documents, and much larger runs of whose stages none makes more than 100,000
-calls; beyond that the oldest go, and `Recording.lost` counts them. A call takes 24 bytes (numbers, in arrays), an input about 150, so a run of five
-stages stays below 30 MB and a small one takes next to nothing. No item is ever held, and keys are shortened.
+calls; beyond that the oldest go, and `Recording.lost` counts them. A call on the loop takes 24 bytes (numbers, in arrays), a chunk that went to a
+worker about 400 and counts as one more call than it has items, an input up to 200: a full ring takes between 2 and 20 MB, and a small run next to
+nothing. No item is ever held, and keys are shortened.
 
 ``TOURNANT_EVENTS=0`` in the environment switches it off, ``TOURNANT_EVENTS=20000`` sets the capacity.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
+from itertools import islice
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -210,39 +212,38 @@ class Stretches:
     def add(self, stretch: Stretch) -> None:
         """Take one."""
         self.kept.append(stretch)
-        self._count += len(stretch.who) or 1
+        self._count += len(stretch.who) + 1
         while self._count > self._room and len(self.kept) > 1:
-            gone = len(self.kept.popleft().who) or 1
-            self._count -= gone
-            self.lost += gone
+            gone = len(self.kept.popleft().who)
+            self._count -= gone + 1
+            self.lost += gone or 1
 
 
 class Inputs:
     """The ring of the inputs, by number: their keys, when they were taken, how and when they ended.
 
+    An input ends with the last call for it, which the stages keep; what is kept here is between which looks it was.
+
     Attributes:
-        keys: of those taken, in the order of their numbers; the source appends.
-        first: number of the first of `keys`.
+        keys: by number, where the key is not the number itself.
         since: pairs of an input's number and the time from which on inputs were taken.
         skipped: (number of the next input that runs, key, time) of what the ledger knew.
-        ended: numbers of those that ended, in that order.
-        ended_at: when.
+        ended: numbers of those that ended since the last look; the run appends.
+        looks: pairs of a time and the numbers of those that ended since the look before.
         outcomes: by number, of those that are not done.
         lost: inputs that were overwritten.
     """
 
-    __slots__ = ("_packed", "_room", "ended", "ended_at", "first", "keys", "lost", "outcomes", "packed", "since", "skipped")  # fmt: skip
+    __slots__ = ("_kept", "_room", "ended", "keys", "looks", "lost", "outcomes", "since", "skipped")
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._packed = 0
-        self.keys: list[Any] = []
-        self.first = 0
+        self._kept = 0
+        self.keys: dict[int, Any] = {}
         self.since: deque[tuple[int, float]] = deque(maxlen=room)
         self.skipped: deque[tuple[int, Any, float]] = deque(maxlen=room)
         self.ended: list[int] = []
-        self.ended_at: list[float] = []
-        self.packed: tuple[array[int], array[float]] = (array("q"), array("d"))
+        self.looks: deque[tuple[float, array[int]]] = deque()
         self.outcomes: dict[int, str] = {}
         self.lost = 0
 
@@ -250,46 +251,32 @@ class Inputs:
         """Inputs from `number` on are taken now."""
         self.since.append((number, perf_counter()))
 
+    def name(self, number: int, key: Any) -> None:
+        """Keep the key of an input."""
+        if type(key) is not str or len(key) > KEY_LETTERS:
+            key = shortened(key)
+        self.keys[number] = key
+
     def skip(self, number: int, key: Any) -> None:
         """The ledger knew an input, before the one with `number`."""
         if len(self.skipped) == self._room:
             self.lost += 1
         self.skipped.append((number, shortened(key), perf_counter()))
 
-    def end(self, number: int, outcome: str) -> None:
-        """An input has ended."""
-        self.ended.append(number)
-        self.ended_at.append(perf_counter())
-        if outcome != "done":
-            self.outcomes[number] = outcome
-
-    def end_many(self, numbers: list[int]) -> None:
-        """Inputs are done."""
-        self.ended += numbers
-        self.ended_at += [perf_counter()] * len(numbers)
-
-    def pack(self) -> None:
-        """Shorten the keys, put numbers and times into arrays, and let the oldest go."""
-        keys, room = self.keys, self._room
-        for n in range(self._packed, len(keys)):
-            key = keys[n]
-            if type(key) is not int and (type(key) is not str or len(key) > KEY_LETTERS):
-                keys[n] = shortened(key)
-        if len(keys) > room + room // 4:
-            gone = len(keys) - room
-            del keys[:gone]
-            self.first += gone
-            self.lost += gone
-        self._packed = len(keys)
-        who, when = self.packed
-        who.extend(self.ended)
-        when.extend(self.ended_at)
-        self.ended.clear()
-        self.ended_at.clear()
-        if len(who) > room + room // 4:
-            del who[:-room], when[:-room]
-        while len(self.outcomes) > room:
-            del self.outcomes[next(iter(self.outcomes))]
+    def look(self, now: float) -> None:
+        """Put what has gathered into arrays, and let the oldest go."""
+        if self.ended:
+            self.looks.append((now, array("q", self.ended)))
+            self._kept += len(self.ended)
+            self.ended.clear()
+            while self._kept > self._room and len(self.looks) > 1:
+                gone = len(self.looks.popleft()[1])
+                self._kept -= gone
+                self.lost += gone
+        for kept in (self.keys, self.outcomes):
+            excess = len(kept) - self._room
+            for number in list(islice(kept, max(0, excess))):
+                del kept[number]
 
 
 class Events:
@@ -330,6 +317,7 @@ class Events:
         self.unix = time() - (perf_counter() - self.began)
         self.ended: float | None = None
         self.cores = 1
+        self.taken = 0
         self.inline = inline
         self.pid = os.getpid()
         self.stages = tuple(stages)
@@ -358,11 +346,15 @@ class Events:
         if self.on:
             garbage.listen(self)
 
-    def end(self, ended: float, cores: int) -> None:
-        """Close the books: the run ended at `ended`, having shared so many cores."""
+    def stop(self) -> None:
+        """Listen to the garbage collector no more."""
         garbage.listen_no_more(self)
-        self.inputs.pack()
-        self.ended, self.cores = ended, cores
+
+    def end(self, ended: float, cores: int, taken: int) -> None:
+        """Close the books: the run ended at `ended`, having shared so many cores and taken so many inputs."""
+        self.stop()
+        self.inputs.look(ended)
+        self.ended, self.cores, self.taken = ended, cores, taken
 
     # What is said while the run goes on.
 
@@ -421,7 +413,8 @@ class Events:
     def lost(self) -> int:
         """Events that were overwritten."""
         rings: list[Any] = [*self.calls, *self.stretches.values(), self.inputs]
-        return sum(ring.lost for ring in rings) + self.marks_lost
+        lost: int = sum(ring.lost for ring in rings)
+        return lost + self.marks_lost
 
     def recording(self, summary: str) -> Recording:
         """Return the recording, made on first use."""
@@ -437,7 +430,7 @@ class Events:
 
 def shortened(key: Any) -> Any:
     """Return a key that holds nothing alive: a number, or text of at most `KEY_LETTERS`."""
-    if isinstance(key, int):
-        return int(key)
-    text = key if isinstance(key, str) else short(key, KEY_LETTERS)
+    if type(key) is int:
+        return key
+    text = str.__str__(key) if isinstance(key, str) else short(key, KEY_LETTERS)
     return text if len(text) <= KEY_LETTERS else text[: KEY_LETTERS - 1] + "…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 LEAST = 0.001
 
 _lock = threading.Lock()
-_listeners: tuple[Listener, ...] = ()
+_listeners: tuple[weakref.ref[Listener], ...] = ()
 _began = 0.0
 
 
@@ -23,10 +24,10 @@ class Listener(Protocol):
 
 
 def listen(listener: Listener) -> None:
-    """Tell `listener` of collections from now on."""
+    """Tell `listener` of collections from now on, for as long as it lives."""
     global _listeners
     with _lock:
-        _listeners = (*_listeners, listener)
+        _listeners = (*_listeners, weakref.ref(listener))
         if _on_collection not in gc.callbacks:
             gc.callbacks.append(_on_collection)
 
@@ -35,7 +36,7 @@ def listen_no_more(listener: Listener) -> None:
     """Tell `listener` no more."""
     global _listeners
     with _lock:
-        _listeners = tuple(each for each in _listeners if each is not listener)
+        _listeners = tuple(each for each in _listeners if each() not in (listener, None))
         if not _listeners and _on_collection in gc.callbacks:
             gc.callbacks.remove(_on_collection)
 
@@ -50,5 +51,7 @@ def _on_collection(phase: str, info: dict[str, Any]) -> None:
     lasted = perf_counter() - began
     if began and lasted >= LEAST:
         text = f"garbage collection of generation {info['generation']}: {lasted * 1e3:.1f} ms"
-        for listener in _listeners:
-            listener.mark("gc", text, lasted=lasted, at=began)
+        for each in _listeners:
+            listener = each()
+            if listener is not None:
+                listener.mark("gc", text, lasted=lasted, at=began)

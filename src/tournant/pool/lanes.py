@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from tournant.errors import PoolClosed
+from tournant.pool.leftovers import Leftovers, present
 from tournant.pool.slots import Slots, cores
 from tournant.pool.steps import Outbox, Part, bind, close_all, run_chunk
 
@@ -276,7 +277,8 @@ class ThreadLane(Lane):
             job.part(part)
 
         job.outbox = outbox = Outbox(len(steps), send, threading.Lock(), spec.flat)
-        base = spec.context
+        base = spec.context.copy()
+        base.run(present.set, Leftovers())
         job.began()
         run_chunk(
             steps,

@@ -13,10 +13,10 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from time import perf_counter
-from types import CoroutineType
 from typing import Any
 
-from tournant.errors import BatchMismatch, ForgottenAwait, StageExit, short
+from tournant.errors import BatchMismatch, StageExit, short
+from tournant.pool.leftovers import FINE, Leftovers, check_result, present
 from tournant.sizes import size_of
 
 #: Seconds after which a worker sends what it has, though its chunk is not finished.
@@ -245,6 +245,7 @@ def _run_single(
     """Run one map or map_batches step: the common case, with nothing in the loop but the call and the clock."""
     kind, fn = step
     batches = kind == "map_batches"
+    left = leftovers_of(context)
     clock = perf_counter
     append, timed = out.values.append, out.times[0].append
     began = clock()
@@ -252,12 +253,15 @@ def _run_single(
     for value in values:
         try:
             result = fn(value) if context is None else context.copy().run(fn, value)
-            if type(result) is CoroutineType:
-                raise unawaited(result)
+            if type(result) not in FINE:
+                check_result(result)
+            if left:
+                raise left.first_error(fn)
             if batches:
                 result = checked_rows(result, len(value))
         except BaseException as error:
             out.odd = True
+            left.clear()
             result = Failed(0, plain(error))
         now = clock()
         timed(now - began)
@@ -279,9 +283,10 @@ def _run_fused(
     context: Context | None,
 ) -> bool:
     clock = perf_counter
+    left = leftovers_of(context)
     due = clock() + FLUSH
     for value in values:
-        out.values.append(_through(steps, value, out, context))
+        out.values.append(_through(steps, value, out, context, left))
         if clock() > due:
             if out.flush() and wanted is not None and not wanted():
                 return False
@@ -290,7 +295,9 @@ def _run_fused(
     return True
 
 
-def _through(steps: Sequence[Step], value: Any, out: Outbox, context: Context | None) -> Any:
+def _through(
+    steps: Sequence[Step], value: Any, out: Outbox, context: Context | None, left: Leftovers
+) -> Any:
     """Run one value through plain steps; return its result, `Failed` or `Dropped`."""
     clock = perf_counter
     apply = context.copy().run if context is not None else None
@@ -298,11 +305,14 @@ def _through(steps: Sequence[Step], value: Any, out: Outbox, context: Context | 
     for n, (kind, fn) in enumerate(steps):
         try:
             result = fn(value) if apply is None else apply(fn, value)
-            if type(result) is CoroutineType:
-                raise unawaited(result)
+            if type(result) not in FINE:
+                check_result(result)
+            if left:
+                raise left.first_error(fn)
             keep = kind != "filter" or bool(result)
         except BaseException as error:
             out.odd = True
+            left.clear()
             return Failed(n, plain(error))
         now = clock()
         out.times[n].append(now - began)
@@ -326,6 +336,7 @@ def _run_flat(
     part_bytes: int | None,
 ) -> bool:
     clock = perf_counter
+    left = leftovers_of(context)
     weight = 0
     ahead, fn = steps[:-1], steps[-1][1]
     mine = len(steps) - 1
@@ -334,7 +345,7 @@ def _run_flat(
     due = clock() + FLUSH
     for value in values:
         if ahead:
-            value = _through(ahead, value, out, context)  # noqa: PLW2901
+            value = _through(ahead, value, out, context, left)  # noqa: PLW2901
             if type(value) in (Failed, Dropped):
                 ends.append((len(children), value))
                 continue
@@ -345,8 +356,8 @@ def _run_flat(
         outcome: Failed | None = None
         try:
             result = fn(value) if apply is None else apply(fn, value)
-            if type(result) is CoroutineType:
-                raise unawaited(result)
+            if type(result) not in FINE:
+                check_result(result)
             iterator: Any = iter(many(result))
             closing = (
                 contextlib.closing(iterator)
@@ -374,10 +385,13 @@ def _run_flat(
                         now = out.since = clock()
                         paused += now - before
                         due = now + FLUSH
+            if left:
+                raise left.first_error(fn)
             if hold:
                 children.extend(target)
         except BaseException as error:
             out.odd = True
+            left.clear()
             outcome = Failed(mine, plain(error))
         out.times[mine].append(clock() - began - paused)
         ends.append((len(children), outcome))
@@ -388,6 +402,15 @@ def _run_flat(
             out.since = clock()
             due = out.since + FLUSH
     return True
+
+
+def leftovers_of(context: Context | None) -> Leftovers:
+    """Return where what a call leaves behind is collected, if anywhere: of `context`, or of the present one."""
+    left = present.get() if context is None else context.get(present)
+    if left is None:
+        return Leftovers()
+    left.clear()  # What was freed between two chunks is no call's of this one.
+    return left
 
 
 def checked_rows(result: Any, rows: int) -> list[Any]:
@@ -413,15 +436,6 @@ def many(result: Any) -> Iterable[Any]:
             "wrap a single result in a list, or use .map()"
         )
     return result  # type: ignore[no-any-return]
-
-
-def unawaited(result: Any) -> ForgottenAwait:
-    """Close a coroutine that nobody would await, and return the error that says so."""
-    name = getattr(result, "__qualname__", "a coroutine")
-    result.close()
-    return ForgottenAwait(
-        f"the callable returned the coroutine {name}() that nobody awaits; make the callable an async def and await it there"
-    )
 
 
 def plain(error: BaseException) -> Exception:

@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from tournant.errors import NotPicklable, note, short
-from tournant.pool import wire
+from tournant.pool import leftovers, wire
 from tournant.pool.steps import Failed, Outbox, Part, bind, close_all, run_chunk
 
 #: Seconds after which finished results are sent though a long item is still running.
@@ -313,6 +313,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # What a stage prints must not wait for the worker's end, which may be a kill.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    leftovers.watch()
+    leftovers.present.set(leftovers.Leftovers())
     worker = Worker(requests, results)
     try:
         worker.serve()

@@ -20,8 +20,9 @@ from typing import Any, TextIO
 
 import tournant as tn
 from tournant.ingest.embedders import embedder as make_embedder
-from tournant.ingest.errors import IndexBusy, IndexMissing, IngestError
-from tournant.ingest.indexes.catalog import read_catalog, read_settings
+from tournant.ingest.errors import IndexBusy, IndexMissing, IndexTrouble, IngestError
+from tournant.ingest.indexes.base import Counts, StoredIndex
+from tournant.ingest.indexes.locations import open_index
 from tournant.ingest.job import VERSION, IngestOptions, reason_of, run_ingest
 from tournant.ingest.walk import FoundFile
 from tournant.serve.indexes import chunking_of
@@ -36,7 +37,7 @@ class Reporter:
 
     Args:
         paths: The files (and folders) of the run.
-        index: The folder of the index.
+        index: The folder or URL of the index.
         out: Where the lines go.
     """
 
@@ -54,6 +55,7 @@ class Reporter:
         self._writing = threading.Lock()
         self._over = threading.Event()
         self._run: tn.Watched | None = None
+        self._reading: StoredIndex | None = None
         self._thread = threading.Thread(target=self._watch, name="tournant-report", daemon=True)
 
     def started(self, run: tn.Watched) -> None:
@@ -88,7 +90,10 @@ class Reporter:
     def settle(self, outcome: Any) -> None:
         """Tell what became of every file that has not been told of yet, and the summary."""
         reasons = dict(outcome.rejected)
-        chunks = read_catalog(os.path.abspath(self._index)) or {}
+        try:
+            counts = self._reader().counts()
+        except IndexTrouble:
+            counts = Counts(0, 0)
         for path in list(self._open):
             if path in reasons:
                 self._tell(path, reasons[path])
@@ -106,7 +111,7 @@ class Reporter:
             removed=outcome.removed,
             seconds=round(outcome.report.duration, 3),
             complete=not stopped and not outcome.report.interrupted,
-            index={"documents": len(chunks), "chunks": sum(chunks.values())},
+            index={"documents": counts.documents, "chunks": counts.chunks},
         )
 
     # On the thread
@@ -115,7 +120,7 @@ class Reporter:
         while not self._over.wait(_LOOK):
             self._count()
             if self._open:
-                with contextlib.suppress(tn.LedgerError):  # it is just being made
+                with contextlib.suppress(tn.LedgerError, IndexTrouble):  # it is just being made
                     self._look_into_ledger()
 
     def _count(self) -> None:
@@ -130,15 +135,30 @@ class Reporter:
 
     def _look_into_ledger(self) -> None:
         """Tell of the files that are done, which the ledger says only after the index has them, and of those that failed."""
-        path = os.path.join(os.path.abspath(self._index), "ledger.db")
-        if not os.path.exists(path):
+        found = self._reader().ledger(lock=False)
+        if found is None:
             return
-        with tn.Ledger(path, lock=False) as ledger:
+        with found as ledger:
             keys = list(self._open)
             pending = ledger.pending(keys, [self._open[key] for key in keys], VERSION)
             for key, waits in zip(keys, pending, strict=True):
                 if not waits:
                     self._tell(key)
+
+    def _reader(self) -> StoredIndex:
+        """Return the index, open to look at.
+
+        Raises:
+            IndexTrouble: it isn't there yet, or can't be reached.
+        """
+        if self._reading is None:
+            self._reading = open_index(self._index)
+        return self._reading
+
+    def close(self) -> None:
+        """Let go of the index."""
+        if self._reading is not None:
+            self._reading.close()
 
     def _tell(self, path: str, reason: str | None = None) -> None:
         if self._open.pop(path, None) is None:
@@ -154,7 +174,8 @@ def ingest(job: dict[str, Any], reporter: Reporter) -> None:
     index = job["index"]
     sizes: dict[str, int | None] = {}
     try:
-        settings = read_settings(os.path.abspath(index))
+        with open_index(index) as there:
+            settings = there.settings
     except IndexMissing:
         pass
     else:
@@ -163,10 +184,13 @@ def ingest(job: dict[str, Any], reporter: Reporter) -> None:
     make_embedder(job["embedder"])
     options = IngestOptions(tuple(job["paths"]), index, job["embedder"], **sizes)  # type: ignore[arg-type]
     try:
-        outcome = run_ingest(options, reporter.started)
+        try:
+            outcome = run_ingest(options, reporter.started)
+        finally:
+            reporter.stop()
+        reporter.settle(outcome)
     finally:
-        reporter.stop()
-    reporter.settle(outcome)
+        reporter.close()
 
 
 def main() -> int:

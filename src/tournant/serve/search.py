@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tournant.ingest.errors import (
+    IndexMismatch,
     IndexMissing,
     IndexTrouble,
     IngestError,
     InvalidOption,
 )
+from tournant.ingest.indexes import locations
 from tournant.ingest.indexes.base import MODES, Hit, Mode
 from tournant.serve.bodies import Receive, Scope, Send, an_object, field, one_of, read_json, whole
 from tournant.serve.errors import HTTPError, bad_request, busy
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tournant.ingest.indexes.lance import LanceIndex
+    from tournant.ingest.indexes.base import StoredIndex
     from tournant.serve.embedding import Embeddings
 
 DEFAULT_K = 5
@@ -54,10 +57,13 @@ class Searcher:
         if settings.index is None:
             raise ValueError("a search needs an index: give one with --index DIR")
         self._settings = settings
-        self._directory = os.path.abspath(os.path.expanduser(settings.index))
+        self._folder = locations.folder_of(settings.index)
+        self._location = settings.index if self._folder is None else self._folder
+        self._directory = locations.shown(self._location)
         self._embeddings = embeddings
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tournant-search")
-        self._opened: tuple[tuple[int, int], LanceIndex] | None = None
+        self._opened: tuple[tuple[int, int], StoredIndex] | None = None
+        self._opening = threading.Lock()
         self.waiting = 0
 
     async def start(self) -> None:
@@ -72,6 +78,7 @@ class Searcher:
     async def aclose(self) -> None:
         """Wait for the searches that are under way."""
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._forget)
 
     async def search(self, query: str, k: int = DEFAULT_K, mode: Mode = "hybrid") -> list[Hit]:
         """Find the passages that fit a query best. A caller that is cancelled before it began costs nothing.
@@ -124,9 +131,10 @@ class Searcher:
     # On a thread
 
     def _prepare(self) -> None:
-        from tournant.ingest.indexes.lance import preload
+        if locations.needs_lance(self._location):
+            from tournant.ingest.indexes.lance import preload
 
-        _import(preload)
+            _import(preload)
         try:
             self._check(self._open())
         except IndexMissing:
@@ -160,36 +168,55 @@ class Searcher:
             ) from error
 
     def _ask(self, query: str, vector: NDArray[np.float32] | None, k: int, mode: Mode) -> list[Hit]:
-        index = self._open()
-        if vector is not None:
-            self._check(index)
-        return index.search(query, vector, k, mode)
+        for attempt in range(2):
+            index = self._open()
+            try:
+                if vector is not None:
+                    self._check(index)
+                return index.search(query, vector, k, mode)
+            except (IndexMissing, IndexMismatch):
+                # It is another one than was opened: look once more at what is there now.
+                self._forget(index)
+                if attempt:
+                    raise
+        raise AssertionError("unreachable")
 
-    def _open(self) -> LanceIndex:
-        """Return the index that is in the folder now.
+    def _open(self) -> StoredIndex:
+        """Return the index that is there now. One that lies elsewhere says itself when it is another one.
 
         Raises:
             IndexMissing: there is none.
             IndexDamaged: it can't be understood.
+            SearchFailed: it can't be reached.
         """
-        from tournant.ingest.indexes.lance import LanceIndex
+        state = (1, 1)
+        if self._folder is not None:
+            try:
+                # This file is written once: another one is another index, though its table have the very same versions.
+                status = os.stat(os.path.join(self._folder, "index.json"))
+                state = (status.st_ino, status.st_mtime_ns)
+            except OSError:
+                state = (0, 0)
+        with self._opening:
+            opened = self._opened
+            if opened is None or opened[0] != state or state == (0, 0):
+                self._opened = None
+                if opened is not None:
+                    opened[1].close()
+                opened = self._opened = (state, locations.open_index(self._location))
+            return opened[1]
 
-        try:
-            # This file is written once: another one is another index, though its table have the very same versions.
-            status = os.stat(os.path.join(self._directory, "index.json"))
-            state = (status.st_ino, status.st_mtime_ns)
-        except OSError:
-            state = (0, 0)
-        opened = self._opened
-        if opened is None or opened[0] != state or state == (0, 0):
+    def _forget(self, index: StoredIndex | None = None) -> None:
+        """Close the index that is open, if it is this one (or whichever it is)."""
+        with self._opening:
+            opened = self._opened
+            if opened is None or (index is not None and opened[1] is not index):
+                return
             self._opened = None
-            opened = self._opened = (state, LanceIndex.open(self._directory))
-        return opened[1]
+        opened[1].close()
 
-    def _check(self, index: LanceIndex) -> None:
+    def _check(self, index: StoredIndex) -> None:
         """Refuse to compare vectors of different models."""
-        from tournant.ingest.errors import IndexMismatch
-
         built, ours = index.settings.embedder, self._embeddings.name
         if built != ours:
             raise IndexMismatch(

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields
 
 from tournant.errors import short
+from tournant.ingest.indexes.locations import protected
 from tournant.limits import InvalidLimit, Rate
 from tournant.limits.figures import rate_from
 from tournant.serve.errors import InvalidSettings
@@ -23,7 +24,7 @@ class ServeSettings:
     """The settings of ``tournant serve``. All times are in seconds, all sizes in bytes.
 
     Attributes:
-        index: The folder of the index that is searched and that uploads go into. Default: none.
+        index: The folder or URL of the index that is searched and that uploads go into. Default: none.
         llm: Who answers: the base URL of an OpenAI-compatible API (``http://host/v1``), or ``local:FILE.gguf``. Default:
             nobody, and chat and completions are not served.
         model: The model that answers. With a URL it is the only one that is served; default: any that the upstream knows.
@@ -124,6 +125,9 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         """Refuse what can't be."""
+        if self.index is not None:
+            # Whoever prints these settings must not print a password.
+            object.__setattr__(self, "index", protected(self.index))
         for field in fields(self):
             _check_figure(field.name, getattr(self, field.name))
         for name in ("requests_per_key", "tokens_per_key"):

@@ -114,7 +114,7 @@ class State:
             raise
         self.started_at = time.time()
         self.ready = True
-        _log.debug("ready; index %s, llm %s", settings.index, settings.llm and "given")
+        _log.debug("ready; index %s, llm %s", settings.index and "given", settings.llm and "given")
 
     async def aclose(self) -> None:
         """Close everything."""

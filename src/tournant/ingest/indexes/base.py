@@ -9,11 +9,13 @@ from tournant.ingest.errors import InvalidOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
     import numpy as np
     from numpy.typing import NDArray
 
     from tournant.ingest.documents import EmbeddedDocument
+    from tournant.ledger import Ledger
 
 Mode = Literal["hybrid", "vector", "text"]
 MODES: tuple[Mode, ...] = ("hybrid", "vector", "text")
@@ -57,6 +59,7 @@ class Hit:
         end: where it ends.
         text: the chunk.
         score: higher is better: cosine similarity (vector), BM25 (text), or the fused rank (hybrid).
+            PostgreSQL has no BM25: see `tournant.ingest.indexes.pgvector.searching`.
         title: the document's title, or "".
         media_type: what the document was read from.
     """
@@ -74,7 +77,8 @@ class Hit:
 class Index(Protocol):
     """Embedded documents, replaced as wholes and searched by words, by vector or by both.
 
-    Every method may be called from any thread. One process at a time may write.
+    Every method may be called from any thread. How many processes may write at a time is the store's own matter: one into a folder,
+    any number into PostgreSQL.
     """
 
     @property
@@ -138,9 +142,51 @@ class Index(Protocol):
         ...
 
     def size_bytes(self) -> int:
-        """Bytes on disk."""
+        """Bytes that it takes where it lies."""
         ...
 
     def close(self) -> None:
         """Finish upkeep and let go of the files. Closing twice is no error."""
         ...
+
+
+class StoredIndex(Index, Protocol):
+    """An index with what an ingest keeps beside it. It closes itself as a context manager."""
+
+    @property
+    def directory(self) -> str:
+        """Where it lies, for messages: a folder, or a URL without its password."""
+        ...
+
+    @property
+    def folder(self) -> str | None:
+        """Its folder on this machine, which no ingest may walk into; None where it has none."""
+        ...
+
+    def ledger(self, *, lock: bool = True) -> Ledger | None:
+        """Return the ledger of the ingests into it; None when it is only to be looked at and there is none yet.
+
+        Args:
+            lock: False only looks.
+        """
+        ...
+
+    def remember_embedder(self, spec: str) -> None:
+        """Keep the embedder's spec, so that a search can embed its words with it.
+
+        Raises:
+            IndexWriteFailed: the store refused.
+        """
+        ...
+
+    def recall_embedder(self) -> str | None:
+        """Return the embedder's spec, if one was kept."""
+        ...
+
+    def is_being_written(self) -> bool:
+        """Tell whether someone has it open for writing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...

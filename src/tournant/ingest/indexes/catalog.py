@@ -80,7 +80,7 @@ def require_same(directory: str, have: IndexSettings, want: IndexSettings) -> No
         raise IndexMismatch(
             directory,
             f"was built with {'; '.join(differing)}. Use the settings it was built with, "
-            "or ingest into a new folder",
+            f"or ingest into {'another index' if '://' in directory else 'a new folder'}",
         )
 
 

@@ -27,19 +27,29 @@ from tournant.ingest.indexes.catalog import (
     write_catalog,
     write_settings,
 )
-from tournant.ingest.indexes.files import WriterLock, write_failed
+from tournant.ingest.indexes.files import (
+    WriterLock,
+    is_being_written,
+    read_json,
+    write_failed,
+    write_json,
+)
 from tournant.ingest.indexes.table import make_table, open_table, text_rows, writing
 from tournant.ingest.indexes.upkeep import Upkeep, UpkeepPolicy
 from tournant.ingest.sources import from_store, to_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import Self
 
     import numpy as np
     from numpy.typing import NDArray
 
     from tournant.ingest.documents import EmbeddedDocument
+    from tournant.ledger import Ledger
 
+_LEDGER = "ledger.db"
+_JOB = "job.json"
 _SOURCES_PER_DELETE = 2_000
 
 
@@ -256,6 +266,39 @@ class LanceIndex:
                     continue
         return total
 
+    # --- what an ingest keeps beside it ---
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of the index, absolute."""
+        return self._directory
+
+    def ledger(self, *, lock: bool = True) -> Ledger | None:
+        """Return the ledger, which lies in the folder; see `StoredIndex.ledger`."""
+        from tournant.ledger import Ledger
+
+        path = os.path.join(self._directory, _LEDGER)
+        return Ledger(path, lock=lock) if lock or os.path.exists(path) else None
+
+    def remember_embedder(self, spec: str) -> None:
+        """Keep the embedder's spec beside the table; see `StoredIndex.remember_embedder`."""
+        if self.recall_embedder() == spec:
+            return
+        try:
+            write_json(os.path.join(self._directory, _JOB), {"embedder": spec})
+        except OSError as error:
+            raise write_failed(self._directory, error) from error
+
+    def recall_embedder(self) -> str | None:
+        """Return the embedder's spec, if one was kept."""
+        kept = read_json(os.path.join(self._directory, _JOB))
+        spec = kept.get("embedder") if isinstance(kept, dict) else None
+        return spec if isinstance(spec, str) else None
+
+    def is_being_written(self) -> bool:
+        """Tell whether some process has it open for writing."""
+        return is_being_written(self._directory)
+
     def close(self) -> None:
         """Wait for upkeep, write the catalog, and let go of the lock. Closing twice is no error."""
         if self._lock is None:
@@ -272,7 +315,7 @@ class LanceIndex:
                 self._lock.release()
                 self._lock, self._handle = None, None
 
-    def __enter__(self) -> LanceIndex:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

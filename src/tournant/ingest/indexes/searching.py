@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_RANK_CONSTANT = 60
-_FUSED_DEPTH = 50  # hits taken from each list at least
+RANK_CONSTANT = 60
+FUSED_DEPTH = 50  # hits taken from each list at least
 _ATTEMPTS = 3
 
 Row = dict[str, Any]
@@ -86,13 +86,13 @@ def _answer(table: Any, query: Query) -> list[Hit]:
     if query.mode == "vector":
         rows = _by_vector(table, query.vector, query.k)
         return to_hits(rows, [1.0 - row["_distance"] for row in rows])
-    depth = max(query.k, _FUSED_DEPTH)
+    depth = max(query.k, FUSED_DEPTH)
     found: dict[str, Row] = {}
     scores: dict[str, float] = {}
     for ranking in (_by_vector(table, query.vector, depth), _by_words(table, query.text, depth)):
         for rank, row in enumerate(ranking, start=1):
             found.setdefault(row["id"], row)
-            scores[row["id"]] = scores.get(row["id"], 0.0) + 1.0 / (_RANK_CONSTANT + rank)
+            scores[row["id"]] = scores.get(row["id"], 0.0) + 1.0 / (RANK_CONSTANT + rank)
     best = sorted(scores, key=lambda key: (-scores[key], key))[: query.k]
     return to_hits([found[key] for key in best], [scores[key] for key in best])
 

@@ -25,7 +25,7 @@ _REASONS = {
 
 def open_table(directory: str) -> Any:
     """Open the newest version of the table. The handle stays on that version."""
-    return _connect(directory).open_table(TABLE)
+    return connect(directory).open_table(TABLE)
 
 
 def make_table(directory: str, dimensions: int) -> Any:
@@ -36,7 +36,6 @@ def make_table(directory: str, dimensions: int) -> Any:
     # The package before its module: a thread that asks for the module first can break the import of the whole
     # in another thread, such as that of `preload`.
     import lancedb  # noqa: F401
-    from lancedb.index import FTS, BTree
 
     from tournant.ingest.indexes.rows import schema
 
@@ -45,13 +44,20 @@ def make_table(directory: str, dimensions: int) -> Any:
     else:
         # What a kill left before the first version was complete holds nothing.
         shutil.rmtree(os.path.join(directory, f"{TABLE}.lance"), ignore_errors=True)
-        table = _connect(directory).create_table(TABLE, schema=schema(dimensions))
+        table = connect(directory).create_table(TABLE, schema=schema(dimensions))
+    make_structures(table)
+    return table
+
+
+def make_structures(table: Any) -> None:
+    """Make the search structures of a table where they are missing."""
+    from lancedb.index import FTS, BTree
+
     indexed = {index.columns[0] for index in table.list_indices()}
     if "text" not in indexed:
         table.create_index("text", config=FTS(with_position=False))
     if "source" not in indexed:
         table.create_index("source", config=BTree())
-    return table
 
 
 def text_rows(table: Any) -> tuple[int, int]:
@@ -76,7 +82,14 @@ def writing(directory: str) -> Iterator[None]:
         raise IndexWriteFailed(directory, reason) from error
 
 
-def _connect(directory: str) -> Any:
+def connect(place: str, options: dict[str, str] | None = None) -> Any:
+    """Connect to what lies in a folder or behind a URL.
+
+    Args:
+        place: the folder or the URL.
+        options: for the object store.
+    """
     import lancedb
 
-    return lancedb.connect(directory, session=lancedb.Session(_INDEX_CACHE, _METADATA_CACHE))
+    session = lancedb.Session(_INDEX_CACHE, _METADATA_CACHE)
+    return lancedb.connect(place, session=session, storage_options=options)

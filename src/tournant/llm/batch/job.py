@@ -51,6 +51,11 @@ class BatchRun:
         """Return the batch as it stands."""
         return self._batch.snapshot(self._watched)
 
+    @property
+    def report(self) -> tn.Report | None:
+        """The run's report once it has ended, however it ended; ``None`` before."""
+        return self._watched.report
+
     def drain(self) -> None:
         """Ask nothing more, and wait for what is under way."""
         self._watched.drain()

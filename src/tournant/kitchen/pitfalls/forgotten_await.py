@@ -1,0 +1,21 @@
+"""A forgotten await: the condition is a coroutine, which was never run,
+and which is true.
+"""
+
+import asyncio
+
+
+async def is_of_age(guest):
+    await asyncio.sleep(0.01)  # asks the database
+    return guest != "Tim, 9"
+
+
+async def main():
+    for guest in ("Ann, 42", "Tim, 9"):
+        if is_of_age(guest):
+            print("wine for", guest)
+        else:
+            print("juice for", guest)
+
+
+asyncio.run(main())

@@ -1,0 +1,383 @@
+"""Ingests into PostgreSQL, and searches in it, by the command line and by the server: as into a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import job_samples as samples
+import pytest
+
+from tournant.errors import LedgerError
+from tournant.ingest import job
+from tournant.ingest.errors import IndexMismatch, IndexMissing
+from tournant.ingest.indexes.locations import open_index
+from tournant.ledger import Entry
+
+if TYPE_CHECKING:
+    from postgres_server import Server
+
+pytest.importorskip("psycopg", reason="psycopg is not installed")
+DOCUMENTS = 40
+_COLUMNS = "d.source, c.ordinal, c.start_at, c.end_at, c.text, d.title, d.media_type, c.hash"
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    samples.make_corpus(folder, DOCUMENTS)
+    return folder
+
+
+Contents = tuple[samples.Rows, dict[tuple[str, int], Any]]
+
+
+@pytest.fixture
+def contents(postgres: Server) -> Callable[[str, Path], Contents]:
+    """Everything in an index, in the form of `samples.rows_of`."""
+
+    def look(url: str, below: Path) -> Contents:
+        name = url.rpartition("index=")[2]
+        rows: samples.Rows = defaultdict(list)
+        vectors = {}
+        with postgres.connect() as connection:
+            found = connection.execute(
+                f"SELECT {_COLUMNS}, c.vector::text FROM {name}.chunks c JOIN {name}.documents d ON d.id = c.document"  # type: ignore[arg-type]
+            ).fetchall()
+        for source, ordinal, *row, vector in found:
+            source = os.path.relpath(source, below)
+            vectors[source, ordinal] = json.loads(vector)
+            rows[source].append((ordinal, *row))
+        for each in rows.values():
+            each.sort()
+        return dict(rows), vectors
+
+    return look
+
+
+@pytest.fixture
+def as_from_scratch(
+    contents: Callable[[str, Path], Contents], tmp_path: Path
+) -> Callable[[str, Path], None]:
+    """Compares an index with what a LanceDB index has of the same documents."""
+
+    def compare(url: str, docs: Path) -> None:
+        samples.ingest(docs, tmp_path / "fresh")
+        (rows, vectors), (expected, right) = (
+            contents(url, docs),
+            samples.rows_of(tmp_path / "fresh", docs),
+        )
+        assert rows == expected
+        assert vectors.keys() == right.keys()
+        for place, vector in right.items():
+            assert vectors[place] == pytest.approx(vector, abs=1e-5)
+        shutil.rmtree(tmp_path / "fresh")
+
+    return compare
+
+
+def tournant(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tournant", *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=samples.PATIENCE,
+        env={**os.environ, **environment},
+    )
+
+
+def test_an_ingest_is_as_one_into_a_folder(
+    docs: Path, pg_url: str, as_from_scratch: Callable[[str, Path], None]
+) -> None:
+    (docs / "broken.pdf").write_bytes(b"%PDF-1.4 nothing more")
+    (docs / os.fsdecode(b"caf\xe9.txt")).write_text("Whose name is no text.")
+    outcome = samples.ingest(docs, pg_url)
+    assert outcome.report.done == DOCUMENTS + 1
+    assert [source for source, _ in outcome.rejected] == [str(docs / "broken.pdf")]
+    as_from_scratch(pg_url, docs)
+    status = job.status(pg_url)
+    assert (status.documents, status.chunks) == (DOCUMENTS + 1, outcome.chunks)
+    assert status.failures == outcome.rejected
+    assert status.last_run is not None
+    assert status.last_run.ended is not None
+    assert status.bytes > 100_000
+    assert not status.busy
+
+    changed = docs / "part0/doc0000.txt"
+    changed.write_text(changed.read_text() + "\n\nOne more paragraph about a zebrafish.")
+    (docs / "part1/doc0001.md").unlink()
+    (docs / "broken.pdf").unlink()
+    outcome = samples.ingest(docs, pg_url)
+    assert (outcome.report.done, outcome.report.skipped) == (1, DOCUMENTS - 1)
+    assert (outcome.removed, outcome.rejected) == (1, ())
+    assert 0 < outcome.reused < outcome.chunks
+    as_from_scratch(pg_url, docs)
+    assert job.status(pg_url).failures == ()
+
+    for mode in ("hybrid", "vector", "text"):
+        hits = job.search(pg_url, "paragraph about a zebrafish", limit=3, mode=mode)
+        assert hits[0].source == str(changed)
+    with pytest.raises(IndexMismatch, match="or ingest into another index"):
+        samples.ingest(docs, pg_url, chunk_size=300)
+    with pytest.raises(IndexMissing, match="there is no index here"):
+        job.search(pg_url + "_not", "zebrafish")
+
+
+def test_options_show_no_password() -> None:
+    options = job.IngestOptions(("docs",), "postgresql://ann:s3cr3t@db/work")
+    assert "s3cr3t" not in repr(options)
+    assert options.index == "postgresql://ann:s3cr3t@db/work"
+    from tournant.serve.settings import ServeSettings
+
+    assert "s3cr3t" not in repr(ServeSettings(index="postgresql://ann:s3cr3t@db/work"))
+
+
+def test_the_command_line(docs: Path, postgres: Server, pg_url: str) -> None:
+    name = pg_url.rpartition("index=")[2]
+    url = postgres.tcp("postgres", "secret%20of%20the%20superuser", name)
+    ended = tournant("ingest", str(docs), "--index", url, "--json", "--quiet")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["documents"] == DOCUMENTS
+    ended = tournant("search", "kitchen", "brigade", "--index", url, "--json")
+    assert len(json.loads(ended.stdout)["hits"]) == 5
+    ended = tournant("status", "--index", url)
+    assert ended.stdout.startswith(f"{DOCUMENTS} documents, ")
+    # The password may come from the environment, as with all of PostgreSQL's own tools.
+    bare = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?index={name}"
+    ended = tournant("status", "--index", bare, PGPASSWORD="secret of the superuser")
+    assert ended.stdout.startswith(f"{DOCUMENTS} documents, ")
+    for command in (("ingest", str(docs)), ("search", "x")):
+        ended = tournant(*command, "--index", url.replace("secret", "another"))
+        assert (ended.returncode, ended.stdout) == (1, "")
+        (line,) = ended.stderr.splitlines()
+        assert "the database refuses this user and password; mend the URL" in line
+        assert "another" not in line
+
+
+def test_without_psycopg_it_says_what_to_install(docs: Path, tmp_path: Path) -> None:
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(name='psycopg')")
+    for command in (("ingest", str(docs)), ("search", "x")):
+        ended = tournant(*command, "--index", "postgresql://db/work", PYTHONPATH=str(tmp_path))
+        assert ended.returncode == 1
+        assert "pip install 'tournant[postgres]'" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_the_server_searches_and_takes_uploads(docs: Path, pg_url: str, tmp_path: Path) -> None:
+    samples.ingest(docs, pg_url)
+    command = [sys.executable, "-m", "tournant", "serve", "--index", pg_url, "--port", "0"]
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stderr is not None
+        try:
+            match = re.search(r"http://[\d.:]+", server.stderr.readline())
+            assert match is not None
+
+            def post(path: str, body: bytes, kind: str) -> str:
+                request = urllib.request.Request(match[0] + path, body, {"Content-Type": kind})
+                with urllib.request.urlopen(request, timeout=samples.PATIENCE) as answer:
+                    return str(answer.read().decode())
+
+            def search(words: str) -> list[dict[str, Any]]:
+                body = json.dumps({"query": words, "k": 3}).encode()
+                return list(json.loads(post("/v1/search", body, "application/json"))["hits"])
+
+            assert len(search("kitchen brigade")) == 3
+            upload = (
+                b'--b\r\nContent-Disposition: form-data; name="file"; filename="new.txt"\r\n\r\n'
+                b"A zebrafish in the sink.\r\n--b--\r\n"
+            )
+            said = post("/v1/documents", upload, "multipart/form-data; boundary=b")
+            assert '"failed":0' in said.replace(" ", ""), said
+            assert os.path.basename(search("zebrafish sink")[0]["source"]) == "new.txt"
+            assert list((tmp_path / "data" / "tournant").glob("uploads-*/new.txt"))
+        finally:
+            server.terminate()
+            server.communicate(timeout=samples.PATIENCE)
+    assert server.returncode == 0
+
+
+# Two drivers, and drivers that die
+
+
+def test_two_drivers_at_once_end_right(
+    docs: Path, pg_url: str, tmp_path: Path, as_from_scratch: Callable[[str, Path], None]
+) -> None:
+    argv = ("ingest", str(docs), "--index", pg_url, "--json", "--quiet")
+    one = samples.Program(tmp_path / "one", *argv, weight=10)
+    two = samples.Program(tmp_path / "two", *argv, weight=15)
+    with one, two:
+        for program in (one, two):
+            code, out, err = program.end()
+            assert (code, err) == (0, "")
+            assert json.loads(out)["rejected"] == []
+    as_from_scratch(pg_url, docs)
+    outcome = samples.ingest(docs, pg_url)
+    # Where the second had the last word before the first recorded its own, it is done once more; never is it skipped wrongly.
+    assert outcome.report.done + outcome.report.skipped == DOCUMENTS
+    assert samples.ingest(docs, pg_url).report.skipped == DOCUMENTS
+    as_from_scratch(pg_url, docs)
+
+
+def done_in(url: str) -> int:
+    try:
+        with open_index(url) as index:
+            ledger = index.ledger(lock=False)
+            assert ledger is not None
+            return ledger.counts().done
+    except IndexMissing:
+        return 0
+
+
+def test_a_driver_that_is_killed_repeats_only_what_was_not_recorded(
+    docs: Path, pg_url: str, tmp_path: Path, as_from_scratch: Callable[[str, Path], None]
+) -> None:
+    argv = ("ingest", str(docs), "--index", pg_url, "--json", "--quiet", "--memory-limit", "64KiB")
+    for number, target in enumerate((1, 15)):
+        with samples.Program(tmp_path / f"notes{number}", *argv, weight=10) as program:
+            assert program.reached(lambda target=target: done_in(pg_url) >= target)
+            program.kill()
+    done = done_in(pg_url)
+    assert 15 <= done < DOCUMENTS
+    outcome = samples.ingest(docs, pg_url)
+    assert (outcome.report.skipped, outcome.report.done) == (done, DOCUMENTS - done)
+    as_from_scratch(pg_url, docs)
+
+
+def test_a_server_that_restarts_during_an_ingest(
+    docs: Path,
+    postgres: Server,
+    pg_url: str,
+    tmp_path: Path,
+    as_from_scratch: Callable[[str, Path], None],
+) -> None:
+    argv = ("ingest", str(docs), "--index", pg_url, "--json", "--quiet", "--memory-limit", "64KiB")
+    with samples.Program(tmp_path / "notes", *argv, weight=10) as program:
+        assert program.reached(lambda: done_in(pg_url) >= 5)
+        postgres.restart()
+        code, out, err = program.end()
+    assert (code, err) == (0, "")
+    outcome = json.loads(out)
+    assert (outcome["documents"], outcome["rejected"]) == (DOCUMENTS, [])
+    as_from_scratch(pg_url, docs)
+    assert samples.ingest(docs, pg_url).report.skipped == DOCUMENTS
+
+
+def test_a_server_that_stays_away_ends_the_ingest_and_no_document_is_blamed(
+    docs: Path, postgres: Server, pg_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tournant.ingest.errors import IndexTrouble
+    from tournant.ingest.indexes.pgvector import index as module
+
+    samples.ingest(docs, pg_url)
+    for number in range(20):
+        (docs / f"more{number}.txt").write_text(samples.prose(900 + number))
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    real = module.PgvectorIndex.replace
+
+    def away(self: Any, documents: Any) -> None:
+        if postgres.running:
+            postgres.stop()
+        real(self, documents)
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises((IndexTrouble, LedgerError)) as caught:
+            patch.setattr(module.PgvectorIndex, "replace", away)
+            samples.ingest(docs, pg_url)
+    finally:
+        postgres.start()
+    assert "no database answers there" in str(caught.value) or "connection" in str(caught.value)
+    assert job.status(pg_url).failures == ()
+    assert samples.ingest(docs, pg_url).report.done == 20
+
+
+class TestLedger:
+    """The ledger in the database: true with several writers, which the one in a file need not be."""
+
+    @pytest.fixture
+    def sessions(self, pg_url: str) -> Any:
+        from ingest_samples import DIMENSIONS
+
+        from tournant.ingest.indexes.base import IndexSettings
+
+        settings = IndexSettings("e", DIMENSIONS, "c")
+        opened = [open_index(pg_url, settings, write=True) for _ in range(2)]
+        yield [(index, index.ledger()) for index in opened]
+        for index in opened:
+            index.close()
+
+    def test_what_another_has_overwritten_since_runs_again(self, sessions: Any) -> None:
+        from ingest_samples import embedded
+
+        (one, its), (other, others) = sessions
+        one.replace([embedded("/a", ["old"])])
+        other.replace([embedded("/a", ["new"])])
+        others.record([Entry("/a", "f-new", "1", "done", 1)])
+        assert its.pending(["/a"], ["f-new"], "1") == [False]
+        # The slower one records what it wrote first, but what is there is what the other one wrote.
+        its.record([Entry("/a", "f-old", "1", "done", 1)])
+        assert its.pending(["/a"], ["f-old"], "1") == [True]
+        others.record([Entry("/a", "f-new", "1", "done", 1)])
+        assert others.pending(["/a"], ["f-new"], "1") == [False]
+        one.replace([embedded("/a", ["newest"])])
+        assert others.pending(["/a"], ["f-new"], "1") == [True]
+
+    def test_what_is_gone_runs_again(self, sessions: Any) -> None:
+        from ingest_samples import embedded
+
+        (index, ledger), _ = sessions
+        index.replace([embedded("/a", ["x"]), embedded("/empty", [])])
+        ledger.record([Entry(f"/{n}", 1, "1", "done", 1) for n in ("a", "empty")])
+        assert ledger.pending(["/a", "/empty", "/b"], [1, 1, 1], "1") == [False, False, True]
+        index.remove(["/a"])
+        assert ledger.pending(["/a", "/empty"], [1, 1], "1") == [True, False]
+
+    def test_it_records_as_the_one_in_a_file_does(self, sessions: Any) -> None:
+        (index, ledger), _ = sessions
+        run = ledger.begin_run("1")
+        with pytest.raises(LedgerError, match=f"in use by run {run}"):
+            ledger.begin_run("1")
+        odd = os.fsdecode(b"/caf\xe9")
+        ledger.record(
+            [
+                Entry(odd, (1, "x", None), "1", "failed", 0, "read", "bad\0 thing \udce9", 2),
+                Entry("/f", 1.5, "1", "filtered"),
+                Entry("/f", 2.5, "1", "filtered"),
+            ]
+        )
+        (failure,) = ledger.failures()
+        assert (failure.key, failure.fingerprint, failure.stage) == (odd, (1, "x", None), "read")
+        assert failure.attempts == 2
+        assert len(list(ledger.entries())) == 2
+        assert ledger.pending(["/f", "/f", odd], [2.5, 1.5, (1, "x", None)], "1") == [
+            False,
+            True,
+            True,
+        ]
+        # It has changed, so even the way back runs again.
+        assert ledger.pending(["/f"], [2.5], "1") == [True]
+        assert ledger.counts() == (0, 1, 0, 1)
+        assert list(ledger.keys()) == []
+        assert ledger.forget([odd, "/nothing"]) == 1
+        ledger.end_run(run, {"done": 3})
+        last = ledger.last_run()
+        assert (last.id, last.version, last.summary) == (run, "1", {"done": 3})
+        assert last.ended >= last.started
+        looking = index.ledger(lock=False)
+        with looking, pytest.raises(LedgerError, match="opened to look at"):
+            looking.forget(["/f"])
+
+    def test_many_keys_come_page_by_page(self, sessions: Any) -> None:
+        (_, ledger), _ = sessions
+        ledger.record([Entry(f"/{n:05}", n, "1", "done", 1) for n in range(2_500)])
+        assert list(ledger.keys()) == [f"/{n:05}" for n in range(2_500)]

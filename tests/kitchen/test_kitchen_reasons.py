@@ -1,0 +1,167 @@
+"""The sentences are held against measurements that are made up, so that they can be of any kind."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from tournant.kitchen import WAYS, WORKS, Cooked, Plate, Setting, Step, why
+from tournant.kitchen.show import cooked_text, table, who
+
+SETTING = Setting(("127.0.0.1", 1), ("127.0.0.1", 2), 8)
+
+
+def measured(
+    work: str = "thinking",
+    way: str = "threads",
+    *,
+    seconds: float = 1.0,
+    cpu: float = 1.0,
+    alone: float | None = 1.0,
+    at_once: int = 4,
+    cores: int = 2,
+    others: float = 0.0,
+    gil: bool = True,
+    workers: int = 4,
+) -> Cooked:
+    """Four orders with one step each, of which so many are under way at once."""
+    name = WORKS[work].plain[0].__name__
+    plates = []
+    for order in range(4):
+        began = 10.0 + 0.1 * (order // at_once)
+        worker = order % workers
+        pid = 100 + worker if way == "processes" else 100
+        step = Step(
+            name, order + 1, began, began + 0.1, 0.1, pid, "", worker, "order" if way == "concurrent" else "", (worker % 2,)
+        )  # fmt: skip
+        plates.append(Plate(order + 1, SETTING, steps=(step,)))
+    return Cooked(
+        work, way, seconds, cpu, cores, tuple(plates), 100, 10.0, alone, others=others, gil=gil
+    )
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "synchronous"])
+@pytest.mark.parametrize("cpu", [0.02, 0.7, 1.0, 1.9])
+def test_no_speed_up_is_claimed_that_did_not_happen(work: str, way: str, cpu: float) -> None:
+    for cores in (1, 2, 8):
+        for gil in (True, False):
+            case = {"cpu": cpu, "cores": cores, "gil": gil}
+            same = why(measured(work, way, alone=1.05, **case))  # type: ignore[arg-type]
+            assert same.startswith("No faster than one after the other: ")
+            slower = why(measured(work, way, alone=0.5, **case))  # type: ignore[arg-type]
+            assert slower.startswith("Slower than one after the other (0.50 of its speed): ")
+            faster = why(measured(work, way, alone=3.0, **case))  # type: ignore[arg-type]
+            assert faster.startswith("3.0 times as fast as one after the other: ")
+            unknown = why(measured(work, way, alone=None, **case))  # type: ignore[arg-type]
+            assert "one after the other" not in unknown
+            for sentence in (same, slower, faster, unknown):
+                assert f"{cpu:.2f} cores at work" in sentence
+                assert sentence[0].isupper() or sentence[0].isdigit()
+                assert sentence.endswith(".")
+
+
+def test_the_gil_is_blamed_only_where_there_is_one_and_it_held_threads_up() -> None:
+    assert "only the thread that holds the GIL" in why(measured())
+    assert "no GIL" in why(measured(gil=False, cpu=1.9))
+    assert "GIL" not in why(measured(cores=1))
+    assert "one core for all" in why(measured(cores=1))
+    assert "one core for all" in why(measured(way="hybrid", cores=1))
+    assert "do compute at once" in why(measured("native", cpu=1.9))
+    assert "little more than one core" in why(measured("native", cpu=1.02))
+
+
+def test_waiting_is_told_from_thinking() -> None:
+    assert "98% of the time the cook stands and waits" in why(
+        measured("waiting", "synchronous", cpu=0.02, at_once=1)
+    )
+    assert "waits" not in why(measured("thinking", "synchronous", cpu=0.4, at_once=1))
+    assert "does not give the loop back" in why(measured("thinking", "concurrent", at_once=1))
+    assert "4 waits at once on one thread" in why(measured("waiting", "concurrent", cpu=0.02))
+    assert "the loop stood still" in why(measured("meal", "concurrent", cpu=0.8))
+
+
+def test_processes_are_counted() -> None:
+    assert "2 processes have a GIL each" in why(measured(way="processes", cpu=1.8, workers=2))
+    assert "one process is one cook" in why(measured(way="processes", workers=1))
+    assert "little more than one core" in why(measured(way="processes", workers=2))
+    assert "2 processes made 2 waits at once" in why(
+        measured("waiting", "processes", cpu=0.02, workers=2, at_once=2)
+    )
+
+
+def test_other_programs_are_named_where_they_took_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    busy = measured(others=1.1)
+    assert busy.crowded
+    assert "1.00 cores at work, and 1.1 for other programs" in why(busy)
+    assert not measured(others=0.1).crowded
+    assert not measured(others=0.5, cpu=0.6).crowded, "there was room for both"
+    assert "other programs" not in why(measured("waiting", "threads", cpu=0.02, others=1.9))
+
+
+def test_a_comparison_that_was_disturbed_is_none() -> None:
+    quiet = measured(alone=3.0)
+    assert "threads helped: thinking (3.0x)" in table([quiet])
+    disturbed = replace(quiet, disturbed=True)
+    assert why(disturbed).startswith("Other programs took cores, so the times are not comparable: ")
+    assert "3.0 times" not in why(disturbed)
+    text = table([disturbed, measured("waiting", "threads", cpu=0.02, alone=3.0)])
+    assert "threads helped: waiting (3.0x)\n" in text
+    assert text.endswith("not comparable, as other programs used the cores too: thinking")
+
+
+def test_at_once_and_busy_cores_are_what_was_measured() -> None:
+    cooked = measured(seconds=2.0, cpu=3.0, at_once=2, alone=5.0)
+    assert (cooked.at_once, cooked.busy_cores, cooked.speedup) == (2, 1.5, 2.5)
+    assert measured(at_once=1).at_once == 1, (
+        "a step that begins where another ends is not beside it"
+    )
+
+
+def test_the_table_marks_the_fastest_and_who_is_as_fast() -> None:
+    everything = [
+        measured("waiting", "synchronous", seconds=4.0, at_once=1),
+        measured("waiting", "concurrent", seconds=1.1, alone=4.0),
+        measured("waiting", "threads", seconds=1.0, alone=4.0),
+        measured("thinking", "synchronous", seconds=2.0, at_once=1, alone=2.0),
+        measured("thinking", "threads", seconds=2.05, alone=2.0),
+    ]
+    text = table(everything)
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    assert rows["waiting"].split() == ["waiting", "thinking"]
+    assert rows["synchronous"].split() == ["synchronous", "4.00", "2.00", "*"]
+    assert text.splitlines()[4].split() == ["concurrent", "1.10", "*"]
+    assert "concurrent helped: waiting (3.6x)" in text
+    assert "threads helped: waiting (4.0x); did not: thinking" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    assert "\x1b[32m" in table(everything, color=True)
+
+
+def test_a_way_as_text_fits_the_projector() -> None:
+    cooked = replace(
+        measured(way="processes", workers=2, at_once=2, cpu=1.8, alone=1.9), hiring=0.25
+    )
+    for ascii in (False, True):
+        text = cooked_text(cooked, 80, ascii=ascii)
+        lines = text.strip().splitlines()
+        assert lines[0] == "processes      1.00 s   at once 2   cores 1.80"
+        assert "  who: 2 processes (100, 101); 2 threads; cores 0, 1" in lines
+        assert "  ready after 0.25 s, which the stopwatch leaves out" in lines
+        assert lines[-2].startswith("  why: 1.9 times as fast as one after the other: 2 processes")
+        assert any(line.startswith("process 1") for line in lines)
+        assert max(map(len, lines)) <= 80
+        assert text.isascii() == ascii
+    assert "\x1b[1m" in cooked_text(cooked, 80, color=True)
+
+
+def test_who_did_it_names_tasks_and_leaves_out_what_the_system_does_not_say() -> None:
+    assert who(measured(way="concurrent", workers=1)) == "1 process (100); 1 thread; 1 task; core 0"
+    cooked = measured(workers=1)
+    plates = tuple(
+        replace(plate, steps=(plate.steps[0]._replace(cores=()),)) for plate in cooked.plates
+    )
+    assert who(replace(cooked, plates=plates)) == "1 process (100); 1 thread"
