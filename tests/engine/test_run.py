@@ -709,7 +709,7 @@ pipeline = tn.Pipeline(endless).map(coroutine).map(work, {options}).map(coroutin
 try:
     {call}
 except KeyboardInterrupt:
-    left = [t.name for t in threading.enumerate() if not t.name.startswith(("tournant-threads", "tournant-proc", "tournant-block"))]
+    left = [t.name for t in threading.enumerate() if not t.name.startswith(("tournant-threads", "tournant-proc", "tournant-block", "tournant-watchdog"))]
     print("interrupted", [name for name in left if name != "MainThread"], flush=True)
     sys.exit(130)
 """

@@ -34,8 +34,7 @@ def found(tmp_path_factory):
         return json.loads(result.read_text())
 
     with ThreadPoolExecutor(4) as pool:
-        futures = {path: pool.submit(run, path) for path in [*PLANTED, *INNOCENT]}
-    return futures
+        return {path: pool.submit(run, path) for path in [*PLANTED, *INNOCENT]}
 
 
 def test_there_are_twelve_of_each():

@@ -33,7 +33,9 @@ def add_to(
         "found is written to stderr when the program has ended; its exit code is kept.",
     )
     parser.add_argument(
-        "--fail", action="store_true", help="exit with 1 if anything was found and the program itself succeeded"
+        "--fail",
+        action="store_true",
+        help="exit with 1 if anything was found and the program itself succeeded",
     )
     parser.add_argument(
         "--threshold",

@@ -144,29 +144,30 @@ class Block:
         """
         suspect = self.suspect()
         seconds = self.seconds
-        if suspect is None or seconds < threshold:
+        if seconds < threshold:
             return "", 0.0
-        if self.wait is not None and self.wait.deadlock:
+        if suspect is not None and self.wait is not None and self.wait.deadlock:
             return DEADLOCK, suspect.seconds
         if self.paused >= _MOST * seconds:
             return COLLECTION, self.paused
         # The loop's thread, too, may have waited for the interpreter lock, wherever it stood: in one long stretch, or again and again.
         # Who merely lost its core while it held the lock has not worked much.
+        starting = suspect is not None and suspect.starting
         elsewhere = (
             self.worker is not None
             and self.worked >= threshold
             and self.worked >= 2 * (self.loop_worked + self.cpu)
         )
-        if elsewhere and (self.locked >= max(_MOST * seconds, threshold) or suspect.starting):
+        if elsewhere and (self.locked >= max(_MOST * seconds, threshold) or starting):
             return OTHER, seconds
         machine = min(seconds, max(self.queued, self.stalled))
-        if (machine >= _MOST * seconds and self.cpu < threshold) or suspect.starting:
+        if (machine >= _MOST * seconds and self.cpu < threshold) or starting:
             return MACHINE, machine
-        computes = self.cpu >= _MOST * (seconds - machine)
-        if suspect.identity is None:
+        if suspect is None or suspect.identity is None:
             return ("", 0.0) if seconds - machine >= threshold else (MACHINE, machine)
         if suspect.debugged:
             return DEBUGGER, seconds
+        computes = self.cpu >= _MOST * (seconds - machine)
         held = suspect.seconds
         own = held - machine - self.paused
         if computes:

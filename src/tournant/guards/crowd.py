@@ -50,7 +50,9 @@ class Crowd:
         but: returns the native ids of threads that don't count.
     """
 
-    def __init__(self, found: Callable[[Finding], None], but: Callable[[], Collection[int]]) -> None:
+    def __init__(
+        self, found: Callable[[Finding], None], but: Callable[[], Collection[int]]
+    ) -> None:
         self._found = found
         self._but = but
         self._active: set[int] = set()
@@ -72,7 +74,9 @@ class Crowd:
         _ = tick.cpu
         most = max(spent.values(), default=0.0)
         passed = tick.now - tick.last
-        self._active = {t for t, cpu in spent.items() if cpu >= _SHARE * most and cpu > 0.02 * passed}
+        self._active = {
+            t for t, cpu in spent.items() if cpu >= _SHARE * most and cpu > 0.02 * passed
+        }
         self._probe.look(tick)
         if len(self._active) < 2 or not tick.lock_waited:
             return

@@ -207,8 +207,12 @@ class Heart:
             due, rang, cpu = self._rang.popleft()
             block = self._block
             if block is None or block.due != due:
-                continue
-            self._block = None
+                # The watchdog came later than the beat: something held up both.
+                block = Block(due, max(due, self._not_running), self._queued)
+                if rang <= block.began:
+                    continue
+            else:
+                self._block = None
             if tick is not None and tick.now - tick.late < rang:
                 block.seen(tick, self.native)
             block.cpu = cpu
@@ -252,7 +256,12 @@ def listen(listener: Listener) -> Heart:
 def listen_to(loop: asyncio.AbstractEventLoop, listener: Listener) -> Heart:
     """The same for a loop that is about to run in this thread."""
     heart = _hearts.get(id(loop))
-    if heart is None or heart.loop is not loop or heart.stopped or heart.thread != threading.get_ident():
+    if (
+        heart is None
+        or heart.loop is not loop
+        or heart.stopped
+        or heart.thread != threading.get_ident()
+    ):
         heart = _hearts[id(loop)] = Heart(loop)
         heart.listeners.append(listener)
         heart.start()

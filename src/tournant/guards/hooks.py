@@ -138,7 +138,7 @@ def _looking_at_the_rest(cancel_all: Callable[[Any], None]) -> Callable[[Any], N
     def cancel(loop: asyncio.AbstractEventLoop) -> None:
         if not _leaving_by_error():
             rest = [task for task in asyncio.all_tasks(loop) if not task.cancelling()]
-            for one in list(_watchers):
+            for one in _watchers:
                 one.left_behind(rest)
         cancel_all(loop)
 
@@ -161,7 +161,7 @@ def _hearing_of_coroutines(warn: Callable[[Any], None]) -> Callable[[Any], None]
     standard = _standard_warning
 
     def heard(coroutine: Any) -> None:
-        for one in list(_watchers):
+        for one in _watchers:
             one.never_awaited(coroutine)
         if warn is not standard or not Origins.tracking:
             warn(coroutine)

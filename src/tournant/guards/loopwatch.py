@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from tournant.guards import heart, places
+from tournant.guards import heart
 from tournant.guards.block import (
     CALL,
     COLLECTION,
@@ -140,15 +140,18 @@ def _counted(finding: Finding, count: int) -> Finding:
 
 def _finding(block: Block, verdict: str, seconds: float) -> Finding:
     suspect = block.suspect()
-    assert suspect is not None
-    place = suspect.place() or Place("", 0, "the loop itself")
-    stack = suspect.stacks.get(place, "")
+    place = (suspect and suspect.place()) or Place("", 0, "the loop itself")
+    stack = suspect.stacks.get(place, "") if suspect is not None else ""
     if verdict == OTHER:
         assert block.worker is not None
         place, stack = block.worker
     still = " so far" if block.lasting else ""
-    who = f"stage {block.stage!r} blocked the event loop" if block.stage else "the event loop was blocked"
-    if suspect.task is not None and not block.stage:
+    who = (
+        f"stage {block.stage!r} blocked the event loop"
+        if block.stage
+        else "the event loop was blocked"
+    )
+    if suspect is not None and suspect.task is not None and not block.stage:
         who += f" by the task {suspect.task.get_name()!r}"
     line = f": `{place.source}`" if place.source else ""
     text = f"{who} for {duration(seconds)}{still} in {place}{line}"
@@ -170,7 +173,11 @@ def _finding(block: Block, verdict: str, seconds: float) -> Finding:
             "it computes" if verdict == CPU else "it waits in a blocking call"
         ) + ", and nothing else on the loop runs meanwhile"
         held = block.holding
-        lock = f" It holds an asyncio lock from line {held.line} on, so whoever needs that waits too." if held else ""
+        lock = (
+            f" It holds an asyncio lock from line {held.line} on, so whoever needs that waits too."
+            if held
+            else ""
+        )
         mend = _upper(_STAGE_MENDS[verdict] if block.stage else _MENDS[verdict])
         text = f"{text}: {why}.{lock} {mend}"
     return Finding(

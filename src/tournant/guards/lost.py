@@ -92,8 +92,10 @@ def left_behind(tasks: Iterable[asyncio.Task[Any]]) -> list[Finding]:
                 "stray-task",
                 f"the task of {code.co_qualname}() made in {place}{_source(place)} was still at work when asyncio.run() ended, and "
                 "was cancelled: await it before the end, or start it in a TaskGroup",
-                place.file, place.line, function=place.function,
-            )  # fmt: skip
+                place.file,
+                place.line,
+                function=place.function,
+            )
         )
     return findings
 
@@ -146,6 +148,7 @@ def _in_a_loop(file: str, first: int, line: int) -> bool:
     except (SyntaxError, ValueError):
         return False
     return any(
-        isinstance(node, (ast.While, ast.AsyncFor)) and first < node.lineno <= line <= (node.end_lineno or 0)
+        isinstance(node, (ast.While, ast.AsyncFor))
+        and first < node.lineno <= line <= (node.end_lineno or 0)
         for node in ast.walk(tree)
     )

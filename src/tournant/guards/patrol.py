@@ -31,9 +31,11 @@ class Tick:
         lock_waited: whether it waited for the interpreter lock for a switch interval or longer.
     """
 
-    __slots__ = ("_cpu", "_before", "last", "late", "lock_waited", "now")
+    __slots__ = ("_before", "_cpu", "last", "late", "lock_waited", "now")
 
-    def __init__(self, now: float, last: float, late: float, lock_waited: bool, before: Tick | None):
+    def __init__(
+        self, now: float, last: float, late: float, lock_waited: bool, before: Tick | None
+    ):
         self.now = now
         self.last = last
         self.late = late
@@ -41,7 +43,7 @@ class Tick:
         self._cpu: dict[int, float] | None = None
         if before is not None:
             before._before = None
-        self._before = before
+        self._before: Tick | None = before
 
     @property
     def cpu(self) -> dict[int, float]:

@@ -49,6 +49,4 @@ def unwatch() -> None:
 
 def seconds(began: float, ended: float) -> float:
     """Return for how long collections ran between two moments of `time.perf_counter`."""
-    return sum(
-        max(0.0, min(ended, until) - max(began, since)) for since, until in list(_pauses)
-    )
+    return sum(max(0.0, min(ended, until) - max(began, since)) for since, until in list(_pauses))

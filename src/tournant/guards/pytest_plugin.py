@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    import pytest
 
 _OPTION = "tournant_guards"
 
@@ -33,34 +33,39 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch the tests if the option is given."""
     mode = config.getoption(_OPTION)
     if mode is not None:
-        config.pluginmanager.register(_Guards(mode), "tournant-guards-on")
+        config.pluginmanager.register(_guards(mode), "tournant-guards-on")
 
 
-class _Guards:
-    """Watches each test's call."""
+def _guards(mode: str) -> object:
+    """Return the plugin that watches each test."""
+    import pytest
 
-    def __init__(self, mode: str) -> None:
-        self.mode = mode
-        self.reported: list[str] = []
+    from tournant.guards import places
+    from tournant.guards.watch import watch
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-        """Watch one test; what its fixtures do is not its fault."""
-        from tournant.guards import places
-        from tournant.guards.watch import watch
+    class Guards:
+        """Watches each test's call; what its fixtures do is not its fault."""
 
-        places.declare(str(pyfuncitem.path))
-        with watch(report=None) as guards:
-            result = yield
-        findings = guards.findings
-        if findings and self.mode == "fail":
-            pytest.fail("\n".join(finding.text for finding in findings), pytrace=False)
-        self.reported += [f"{pyfuncitem.nodeid}: {finding.text}" for finding in findings]
-        return result
+        def __init__(self) -> None:
+            self.reported: list[str] = []
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """List what was found."""
-        if self.reported:
-            terminalreporter.section("tournant guards")
-            for line in self.reported:
-                terminalreporter.line(line)
+        @pytest.hookimpl(wrapper=True)
+        def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+            """Watch one test."""
+            places.declare(str(pyfuncitem.path))
+            with watch(report=None) as guards:
+                result = yield
+            findings = guards.findings
+            if findings and mode == "fail":
+                pytest.fail("\n".join(finding.text for finding in findings), pytrace=False)
+            self.reported += [f"{pyfuncitem.nodeid}: {finding.text}" for finding in findings]
+            return result
+
+        def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+            """List what was found."""
+            if self.reported:
+                terminalreporter.section("tournant guards")
+                for line in self.reported:
+                    terminalreporter.line(line)
+
+    return Guards()

@@ -118,7 +118,9 @@ def _needs(future: concurrent.futures.Future[Any], loop: asyncio.AbstractEventLo
 
 def _mentions(function: Any, loop: asyncio.AbstractEventLoop) -> bool:
     """Tell whether a function of asyncio has to do with `loop`."""
-    if not isinstance(function, FunctionType) or not (function.__module__ or "").startswith("asyncio"):
+    if not isinstance(function, FunctionType) or not (function.__module__ or "").startswith(
+        "asyncio"
+    ):
         return False
     for cell in function.__closure__ or ():
         try:

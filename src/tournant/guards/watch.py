@@ -41,11 +41,13 @@ class Watch:
         self._blocks: list[Finding] = []
         #: Loops that run: who looks at them, what tracks the coroutines, and their thread (native id).
         self._loops: dict[int, tuple[Loopwatch, hooks.Origins, int]] = {}
-        self._complaints: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, hooks.Complaints
-        ] = weakref.WeakKeyDictionary()
+        self._complaints: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, hooks.Complaints] = (
+            weakref.WeakKeyDictionary()
+        )
         self._notices: list[Finding] = []
-        self._crowd = crowd.Crowd(self._add, lambda: [loop[2] for loop in list(self._loops.values())])
+        self._crowd = crowd.Crowd(
+            self._add, lambda: [loop[2] for loop in list(self._loops.values())]
+        )
         self._looks = 0
         self._memory = 0
         self._crowded = False
@@ -57,7 +59,9 @@ class Watch:
     def findings(self) -> list[Finding]:
         """The mistakes found so far."""
         with self._lock:
-            running = [finding for looking, *_ in self._loops.values() for finding in looking.findings]
+            running = [
+                finding for looking, *_ in self._loops.values() for finding in looking.findings
+            ]
             return merged([*self._blocks, *running, *self._lost])
 
     @property
@@ -184,7 +188,7 @@ class Watch:
 
 
 def watch(
-    *, threshold: float = THRESHOLD, report: Callable[[Finding], None] | None | bool = True
+    *, threshold: float = THRESHOLD, report: Callable[[Finding], None] | bool | None = True
 ) -> Watch:
     """Watch an asyncio program, or a part of it, for mistakes with concurrency: ``with tn.watch() as guards: asyncio.run(main())``.
 
@@ -226,7 +230,9 @@ def merged(findings: list[Finding]) -> list[Finding]:
             merged[finding.place, finding.stage] = finding
         else:
             longest = finding if finding.seconds > known.seconds else known
-            merged[finding.place, finding.stage] = replace(longest, count=known.count + finding.count)
+            merged[finding.place, finding.stage] = replace(
+                longest, count=known.count + finding.count
+            )
     return list(merged.values())
 
 
@@ -242,9 +248,7 @@ def _task_count() -> int:
 
 def _waiting_tasks() -> list[asyncio.Task[Any]]:
     tasks = sys.modules.get("asyncio.tasks")
-    known: weakref.WeakSet[asyncio.Task[Any]] | None = getattr(
-        tasks, "_scheduled_tasks", getattr(tasks, "_all_tasks", None)
-    )
-    if known is None:
-        return []
-    return [task for ref in known.data.copy() if (task := ref()) is not None and not task.done()]
+    known = getattr(tasks, "_scheduled_tasks", getattr(tasks, "_all_tasks", None))
+    # The set's own iterator is not meant for a thread that doesn't own it; its references are.
+    references = getattr(known, "data", set()).copy()
+    return [task for ref in references if (task := ref()) is not None and not task.done()]

@@ -22,7 +22,9 @@ def embed(number):
         "token_type_ids": np.zeros_like(ids),
     }
     wanted = {one.name for one in session.get_inputs()}
-    return session.run(None, {name: value for name, value in inputs.items() if name in wanted})[0].shape
+    return session.run(None, {name: value for name, value in inputs.items() if name in wanted})[
+        0
+    ].shape
 
 
 report = tn.Pipeline(range(30)).map(embed).run()
