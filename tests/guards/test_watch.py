@@ -28,6 +28,15 @@ sys.exit(3)
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_heap():
+    """A collection of all that the test suite has loaded may take as long as what is to be found here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def block():
     time.sleep(0.4)
 
