@@ -26,6 +26,7 @@ from benchmarks.harness import Result, print_machine
 from benchmarks.parts import documents
 
 DIMENSIONS = 256
+SIZE = 600  # characters of a chunk, at most: so 10,000 documents give 100,000 chunks
 COMMIT = 4096  # chunks, as an ingest makes them
 QUERIES = 300
 WORDS = 10  # of a query
@@ -36,12 +37,12 @@ LANCE, POSTGRES = "LanceDB", "PostgreSQL"
 
 def cut(path: str) -> Any:
     """Read and cut one document; None when it can't be read."""
-    from tournant.ingest.chunkers import SemanticChunker
+    from tournant.ingest.chunkers import ChunkSettings, SemanticChunker
     from tournant.ingest.errors import UnreadableFile
     from tournant.ingest.readers.registry import read
 
     try:
-        return SemanticChunker().chunk(read(path, 1 << 30))
+        return SemanticChunker(ChunkSettings(SIZE)).chunk(read(path, 1 << 30))
     except UnreadableFile:
         return None
 
@@ -146,7 +147,7 @@ def run(folders: list[Path], chunks: int, url: str | None, rounds: int) -> list[
     total = sum(len(document.chunks) for document in taken)
     settings = IndexSettings("static", DIMENSIONS, "bench")
     facts = {
-        "chunks": f"{total:,} of {len(taken):,} documents",
+        "chunks": f"{total:,} of {len(taken):,} documents, {SIZE} characters at most",
         "vectors": "static embeddings of the corpus, 256 dimensions",
     }
     ingest = Result("replace", "chunks/s", facts=facts, higher_is_better=True)

@@ -163,6 +163,7 @@ class RunHandle:
         for item in consumed:
             run.outputs += 1
             run.end_item(item, ARRIVED)
+        consumed.clear()  # whoever leaves must not count them again
         results = run.results
         if results is not None:
             items = results.items
@@ -246,10 +247,11 @@ def stream(pipeline: Pipeline, *, inline: bool, nested: bool) -> Iterator[Any]:
         consumed = 0
         try:
             while True:
-                consumed, done, batch = 0, batch, []
                 refuse_deadlock("next() on pipeline.iter()", "`async with pipeline.open() as run`")
                 handle._refuse_self_wait("next() on pipeline.iter()")
-                batch = outcome(thread.submit(handle._fetch, done))
+                # Until it has happened the consumer may still leave, with all of these in its hands.
+                batch = outcome(thread.submit(handle._fetch, batch))
+                consumed = 0
                 if not batch:
                     return
                 for item in batch:

@@ -153,8 +153,8 @@ class Pipeline:
         Args:
             fn: called with the item (and the worker's state, if there is one).
             on: ``"loop"`` (default and only choice for ``async def``), ``"threads"`` (default for ``def``; for
-                native code that releases the GIL), ``"processes"`` (for pure-Python work), also ``"loop"`` for a plain function that
-                takes microseconds.
+                native code that releases the GIL), ``"processes"`` (for pure-Python work), ``"auto"`` (threads, and processes as soon as
+                it shows that threads don't scale), also ``"loop"`` for a plain function that takes microseconds.
             concurrency: calls at once, for loop stages (default 64) and ``blocking`` ones: a number, or a
                 `tournant.limits.Adaptive` that finds it.
             limit: a `tournant.limits.RateLimit` at which calls begin, for the same stages; who shares it shares the rate.

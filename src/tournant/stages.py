@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tournant.limits.rate import RateLimit
 
 Cost = float | Callable[[Any], float]
-Placement = Literal["loop", "threads", "processes"]
+Placement = Literal["loop", "threads", "processes", "auto"]
 Kind = Literal[
     "map",
     "flat_map",
@@ -132,10 +132,12 @@ def calling_stage(
         )
     if on is None:
         on = "loop" if is_async else "threads"
-    if on not in ("loop", "threads", "processes"):
+    if on not in ("loop", "threads", "processes", "auto"):
         raise InvalidPipeline(
-            f'{where}: on={on!r} is no place; give "loop", "threads" or "processes"'
+            f'{where}: on={on!r} is no place; give "loop", "threads", "processes" or "auto"'
         )
+    if on == "auto" and is_async:
+        on = "loop"
     if is_async and on != "loop":
         raise InvalidPipeline(
             f"{where}: on={on!r}, but an async def, or what returns an async iterator, runs on the event loop; leave on out, or make it "

@@ -65,6 +65,21 @@ def stage_of(recording: Recording, name: str):
     return [one for one in recording.slices if one.stage == number]
 
 
+def lock_two_thirds(value):
+    return threading.Lock() if value % 3 else value
+
+
+class spin_and:
+    """Works for a while, then calls."""
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __call__(self, value):
+        spin(value)
+        return self.fn(value)
+
+
 class Boom(Exception):
     pass
 
@@ -194,6 +209,38 @@ def test_retries_and_failures_are_slices_of_their_own(place):
     assert (failed.stage, failed.inputs, failed.items) == (1, (3,), 1)
     assert recording.inputs[3].outcome == "failed"
     assert recording.inputs[2].outcome == "done"
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_what_cannot_travel_to_a_worker_or_back_is_a_failure_with_the_time_that_it_took(where):
+    """Two thirds can't be sent: of values no call is made, of results one has been."""
+    values = [threading.Lock() if n % 3 else n for n in range(60)]
+    pipeline = tn.Pipeline(values if where == "before" else range(60), on_error="skip")
+    fn = same if where == "before" else lock_two_thirds
+    report = pipeline.map(spin_and(fn), on="processes").map(same, on="processes").run()
+    recording = check_recording(report)
+    failed = [one for one in recording.slices if one.outcome == FAILED]
+    assert sum(one.items for one in failed) == report.failed == 40
+    spent = sum(one.ended - one.began for one in recording.slices)
+    busy = sum(stage.busy for stage in report.stages)
+    assert spent == pytest.approx(busy, rel=1e-6)
+    assert {one.stage for one in failed} == {0}
+    assert sum(one.items for one in recording.slices if one.stage == 1) == (
+        20 if where == "before" else 60
+    )
+
+
+def test_an_input_that_is_not_gathered_is_seen_to_fail():
+    report = (
+        tn.Pipeline(range(4), on_error="skip")
+        .flat_map(lambda n: [n, n + 10], on="loop")
+        .map(FailsAtFirst(12), on="loop")
+        .gather()
+        .run()
+    )
+    recording = check_recording(report)
+    outcomes = {one.inputs: one.outcome for one in stage_of(recording, "gather")}
+    assert outcomes == {(0,): "ok", (1,): "ok", (2,): FAILED, (3,): "ok"}
 
 
 @pytest.mark.parametrize("place", ["loop", "threads"])

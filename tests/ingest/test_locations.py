@@ -134,6 +134,9 @@ class TestObjectStores:
     def test_a_store_that_cannot_be_reached_is_said_with_what_to_look_at(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        from tournant.ingest.indexes import remote
+
+        monkeypatch.setattr(remote, "_OPTIONS", {**remote._OPTIONS, "client_max_retries": "0"})
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
         for name, value in {
             "AWS_ENDPOINT": "http://127.0.0.1:1", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",

@@ -213,6 +213,14 @@ def test_what_failed_in_a_chunk_of_cheap_items_stands_by_itself():
     ]
 
 
+def test_a_call_whose_seconds_are_not_told_takes_none_of_the_others():
+    events = events_of()
+    times = (array("d", [0.1, 0.2, 0.3]), array("d", [1.0, 2.0]))
+    worked(events, who=array("q", range(3)), times=times, odd=[Odd(1, 1, FAILED, False)])
+    spans = [(s.stage, round(s.ended - s.began, 6)) for s in made(events, taken=3).slices]
+    assert spans == [(1, 0.1), (2, 1.0), (1, 0.2), (2, 0.0), (1, 0.3), (2, 2.0)]
+
+
 def test_what_a_filter_dropped_ends_there():
     events = events_of()
     times = (array("d", [0.1, 0.2]), array("d", [0.3]))

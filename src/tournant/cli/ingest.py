@@ -37,7 +37,12 @@ def add_to(
         "1 the run failed, 130 interrupted. Ctrl-C finishes what is in flight; a second one drops it.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a folder to walk")
-    parser.add_argument("--index", required=True, metavar="DIR", help="the index's folder")
+    parser.add_argument(
+        "--index",
+        required=True,
+        metavar="DIR",
+        help="the index's folder, or its URL (postgresql://, s3://, file://)",
+    )
     parser.add_argument(
         "--embedder",
         metavar="SPEC",

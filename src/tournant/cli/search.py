@@ -30,7 +30,12 @@ def add_to(
         description="Find the passages of an index that fit some words best.",
     )
     parser.add_argument("words", nargs="+", metavar="WORDS", help="what to look for")
-    parser.add_argument("--index", required=True, metavar="DIR", help="the index's folder")
+    parser.add_argument(
+        "--index",
+        required=True,
+        metavar="DIR",
+        help="the index's folder, or its URL (postgresql://, s3://, file://)",
+    )
     parser.add_argument(
         "-k", type=positive, default=5, metavar="N", help="the most passages (default: %(default)s)"
     )

@@ -26,7 +26,9 @@ def add_to(
         epilog="The first Ctrl-C (or SIGTERM) lets running answers end within the grace period, a second ends them at once.",
     )
     what = parser.add_argument_group("what is served")
-    what.add_argument("--index", metavar="DIR", help="search in this index; uploads go into it")
+    what.add_argument(
+        "--index", metavar="DIR", help="search in this index, a folder or a URL; uploads go into it"
+    )
     what.add_argument(
         "--llm",
         metavar="URL",

@@ -26,7 +26,12 @@ def add_to(
         description="Say what an index holds, which files did not get in and why, and how the last "
         "ingest ended. Works while an ingest is running.",
     )
-    parser.add_argument("--index", required=True, metavar="DIR", help="the index's folder")
+    parser.add_argument(
+        "--index",
+        required=True,
+        metavar="DIR",
+        help="the index's folder, or its URL (postgresql://, s3://, file://)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
 

@@ -45,7 +45,7 @@ def left_behind(run: Run, tasks: int) -> Iterator[str]:
 
 async def leave(run: Run) -> None:
     """Have the workers drop the run's segments, and wait until their state is closed."""
-    dropped = run.pool.forget([segment.spec for segment in run.pool_segments])
+    dropped = run.pool.forget([spec for segment in run.pool_segments for spec in segment.specs()])
     if dropped:
         closings = {asyncio.wrap_future(future): spec for spec, future in dropped}
         closed, late = await asyncio.wait(closings, timeout=_CLOSE_SECONDS)

@@ -50,7 +50,7 @@ class Guarding:
         run = self._run
         for segment in run.segments:
             if isinstance(segment, PoolSegment):
-                if segment.on == "threads" and segment.limit > 1:
+                if segment.stages[0].on == "threads" and segment.limit > 1:
                     self._watch_threads(segment)
                 continue
             for stage in segment.stages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tournant.engine.auto import AutoSegment
 from tournant.engine.barriers import Barrier, Gather, Ordered
 from tournant.engine.batching import Batcher, Unbatcher
 from tournant.engine.loop_batches import LoopBatchSegment
@@ -71,7 +72,8 @@ def build(run: Run, stages: tuple[Stage, ...]) -> list[Segment]:
             segments.append(kind(run, group))
         else:
             world = world or World()
-            segments.append(PoolSegment(run, group, world))
+            pool_segment = AutoSegment if first.on == "auto" else PoolSegment
+            segments.append(pool_segment(run, group, world))
     barrier_follows = False
     for segment in reversed(segments):
         if isinstance(segment, Barrier):

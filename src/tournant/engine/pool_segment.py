@@ -56,9 +56,9 @@ class PoolSegment(Recovery, Memory, Admissions):
 
     def __init__(self, run: Run, stages: list[Stage], world: World) -> None:
         first = stages[0]
-        self.on = first.on
+        self.on = "threads" if first.on == "auto" else first.on
         self.blocking = first.blocking
-        self.kind = "blocking" if first.blocking else first.on
+        self.kind: str = "blocking" if first.blocking else self.on
         caps = [stage.max_workers for stage in stages if stage.max_workers is not None]
         slots = run.pool.slots.count
         self.limit = first.concurrency if self.blocking else min([slots, *caps])
@@ -79,6 +79,10 @@ class PoolSegment(Recovery, Memory, Admissions):
         self._seconds = {"blocking": BLOCKING_SECONDS, "processes": PROCESS_SECONDS}.get(
             self.kind, CHUNK_SECONDS
         )
+
+    def specs(self) -> list[Spec]:
+        """Return what lanes may have been told of this segment."""
+        return [self.spec]
 
     def capacity(self) -> int:
         """Hold two chunks per worker, fewer where items are large."""

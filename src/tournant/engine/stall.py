@@ -14,10 +14,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tournant.engine.noting import look
+from tournant.engine.standstill import Standstill
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
-    from tournant.engine.standstill import Standstill
 
 #: Seconds between two looks.
 TICK = 0.05
@@ -40,8 +40,6 @@ class Lookout:
 
     def start(self) -> None:
         """Begin to look."""
-        from tournant.engine.standstill import Standstill
-
         self._standstill = Standstill(self._run)
         self._run.events.start()
         look(self._run, perf_counter())

@@ -195,12 +195,14 @@ class _Assembly:
             row += rows
             one = odd.get(unit, _EVEN)
             last = len(columns) - 1 if one.step is None else max(0, one.step)
+            # A result that could not be sent back counts against the first step, as in the run's report.
+            told = 0 if one.step is None else last
             for step, column in enumerate(columns[: last + 1]):
                 spent = 0.0
                 if step < last or one.timed:
                     spent = sum(column[taken[step] : taken[step] + end - unit])
                     taken[step] += end - unit
-                yield step, numbers, rows, spent, one.outcome if step == last else OK
+                yield step, numbers, rows, spent, one.outcome if step == told else OK
             unit = end
 
     def _numbers(self, who: int | Sequence[int]) -> tuple[int, ...]:

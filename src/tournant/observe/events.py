@@ -91,8 +91,8 @@ class Odd(NamedTuple):
 
     Attributes:
         unit: which one.
-        step: the step that failed or dropped it; below 0 if not even the first was called, ``None`` for all.
-        outcome: of the call of that step.
+        step: the step that failed or dropped it; below 0 if not even the first was called, ``None`` if all were.
+        outcome: of the call of that step, of the first where all were called.
         timed: whether that call is among the step's seconds.
     """
 

@@ -179,6 +179,10 @@ class Lane:
         """Import a segment's callables and build its state ahead of the first item."""
         self.jobs.put(lambda: self.prepare(spec))
 
+    def ready(self, spec: Spec) -> BaseException | None:
+        """Get ready for `spec` and wait until that is done; return what went wrong. Called on the lane's thread."""
+        raise NotImplementedError
+
     def forget(self, spec: Spec) -> Future[None]:
         """Close and drop the state of a segment whose run has ended; the result says when that has been done."""
         dropped: Future[None] = Future()
@@ -340,6 +344,10 @@ class Pool:
             lane = self._start(kind)
             self._all.add(lane)
             return lane
+
+    def idle_lanes(self, kind: str) -> int:
+        """Return how many lanes of `kind` are there and have nothing to do."""
+        return len(self._idle[kind])
 
     def prestart(self, kind: str, count: int, specs: Sequence[Spec]) -> None:
         """See to it that `count` idle lanes of `kind` exist and get ready for `specs`."""

@@ -60,6 +60,22 @@ class ProcessLane(Lane):
         with contextlib.suppress(Exception):
             self._define(spec)
 
+    def ready(self, spec: Spec) -> BaseException | None:
+        """Start the process if need be, define `spec` in it and wait for its answer; return what went wrong."""
+        try:
+            self._define(spec)
+            wire.write(self._requests, wire.dump(("ping", spec.number)))
+            assert self._reader is not None
+            while True:
+                what, body = self._reader.read()
+                if what == "log":
+                    _relog(body)
+                elif what == "pong":
+                    problem: BaseException | None = body
+                    return problem
+        except (OSError, EOFError):
+            return WorkerDied(f"the worker process ended while it got ready ({self._bury()})")
+
     def knows(self, spec: Spec) -> bool:
         """Tell whether the process was told of `spec`."""
         return spec.number in self._defined or not self.jobs.empty()

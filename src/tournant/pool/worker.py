@@ -4,8 +4,8 @@ It reads messages, runs chunks and writes parts. It imports as little as it can 
 parent's ``__main__``, ignores SIGINT (the parent decides what Ctrl-C means) and ends when its parent does.
 
 Messages in: ``("define", id, steps, bytes of a part)``, ``("run", id, values, skip, hold, announce)``, ``("forget", id, answer)``,
-``("world", cwd, environ changes, sys.path, log levels)``. Messages out: ``("part", Part)``, ``("began", None)`` where it was asked for, ``("failed", error)`` for a
-chunk that could not even start, ``("forgot", error or None)``, ``("log", record fields)``.
+``("ping", id)``, ``("world", cwd, environ changes, sys.path, log levels)``. Messages out: ``("part", Part)``, ``("began", None)`` where it was asked for, ``("failed", error)`` for a
+chunk that could not even start, ``("forgot", error or None)``, ``("pong", error or None)``, ``("log", record fields)``.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Worker:
                 self.define(*message[1:])
             elif what == "forget":
                 self.forget(*message[1:])
+            elif what == "ping":
+                self.pong(*message[1:])
             elif what == "world":
                 self.world(*message[1:])
 
@@ -90,6 +92,14 @@ class Worker:
             )
             self.defined[number] = ([], error)
         self.hook_logging()
+
+    def pong(self, number: int) -> None:
+        """Say that everything sent before has been done, and what was wrong with the definition of a segment."""
+        _, problem = self.defined[number]
+        if isinstance(problem, BaseException):
+            self.send("pong", problem)
+        else:
+            self.write(wire.dump(("pong", None), in_worker=True))
 
     def forget(self, number: int, answer: bool) -> None:
         """Drop a segment's steps and close their state; `answer` when that has been done."""

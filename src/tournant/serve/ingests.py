@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tournant.ingest.errors import IndexTrouble
 from tournant.serve.indexes import embedder_of
 from tournant.serve.settings import ServeSettings
 
@@ -145,7 +146,10 @@ class Ingests:
         self, paths: list[str], listeners: list[Listener]
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Run one ingest; return why it failed, or its summary."""
-        embedder = await asyncio.to_thread(embedder_of, self._settings)
+        try:
+            embedder = await asyncio.to_thread(embedder_of, self._settings)
+        except IndexTrouble as error:
+            return str(error), None
         job = {"paths": paths, "index": self._settings.index, "embedder": embedder}
         busy = deaths = 0
         while True:

@@ -370,7 +370,10 @@ class PgvectorIndex:
     def __enter__(self) -> PgvectorIndex:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: object) -> None:
+        if raised[0] is not None:
+            # Whoever is being thrown out does not wait for structures to be built; the next writer builds them.
+            self._write = False
         self.close()
 
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from psycopg import sql
+from psycopg import IsolationLevel, sql
+from psycopg.pq import TransactionStatus
 
 from tournant.ingest.indexes.base import Hit
 from tournant.ingest.indexes.pgvector.address import Address
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: How many candidates HNSW keeps: more find more of the true neighbours, and take longer.
-EF_SEARCH = 100
+EF_SEARCH = 200
 _RANKED = 2_000  # chunks that the words of one search may lead to
 _MOST_WORDS = 24
 _FRESH = 60.0  # seconds for which the planner's figures are kept
@@ -106,8 +109,7 @@ def search(
     Raises:
         psycopg.Error: the database could not answer.
     """
-    with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with _snapshot(connection):
         if query.mode == "text":
             best = _by_words(connection, address, stored, rarity, query.text, query.k)
         elif query.mode == "vector":
@@ -133,6 +135,18 @@ def search(
         ).fetchall()
     found = {(row[0], row[1]): row for row in rows}
     return [_to_hit(found[place], score) for place, score in best], rows[0][8]
+
+
+@contextmanager
+def _snapshot(connection: Connection) -> Iterator[None]:
+    """Open a read-only transaction in which nothing changes."""
+    connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        if connection.info.transaction_status == TransactionStatus.IDLE:
+            connection.isolation_level = connection.read_only = None
 
 
 def _to_hit(row: tuple[Any, ...], score: float) -> Hit:

@@ -27,6 +27,8 @@ MOST_DIMENSIONS = 2_000
 _BUILD_MEMORY = (64 << 20, 1 << 30)  # bytes, at least and at most, where the database gives less
 _NODE = 400  # bytes of a vector's links while they are built
 _ANALYZE_SHARE = 0.1
+#: Settings that a build changes for its connection.
+_CHANGED = ("statement_timeout", "maintenance_work_mem", "max_parallel_maintenance_workers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def _build_all(
     if mine is None or not mine[0]:
         return  # another process is at it
     try:
+        # A limit that is meant for questions is none for this.
+        connection.execute("SET statement_timeout = 0")
         for structure in missing:
             state = _state(connection, address, structure)
             if state is False:
@@ -92,8 +96,8 @@ def _build_all(
                 _build_one(connection, address, stored, structure, chunks)
     finally:
         if not connection.closed:
-            connection.execute("RESET maintenance_work_mem")
-            connection.execute("RESET max_parallel_maintenance_workers")
+            for name in _CHANGED:
+                connection.execute(sql.SQL("RESET {}").format(sql.Identifier(name)))
             connection.execute(
                 "SELECT pg_advisory_unlock(hashtext('tournant build'), hashtext(%s))", key
             )
