@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from tournant.guards.patrol import Tick
     from tournant.guards.waits import Wait
 
-#: The verdicts. The last three are nobody's mistake.
+#: The verdicts. The last four are nobody's mistake.
 CPU, CALL, DEADLOCK, OTHER = "cpu", "blocking call", "waits on its own loop", "another thread"
 COLLECTION, MACHINE, DEBUGGER = "garbage collection", "machine stalled", "debugger"
-INNOCENT = frozenset((COLLECTION, MACHINE, DEBUGGER))
+IMPORT = "import"
+INNOCENT = frozenset((COLLECTION, MACHINE, DEBUGGER, IMPORT))
 #: Share of a block that decides.
 _MOST = 0.5
 
@@ -33,11 +34,22 @@ class Suspect:
         stacks: the stack at the first sight of each line.
         stages: for each listener the stage that it named.
         debugged: a debugger was at work.
+        importing: it loaded a module, which it does once.
         starting: it waited for a thread to begin, which takes a core and the interpreter lock and is no call of the user's.
     """
 
     __slots__ = (
-        "debugged", "identity", "places", "since", "stacks", "stages", "starting", "stood", "task", "until",
+        "debugged",
+        "identity",
+        "importing",
+        "places",
+        "since",
+        "stacks",
+        "stages",
+        "starting",
+        "stood",
+        "task",
+        "until",
     )  # fmt: skip
 
     def __init__(self, identity: Any, task: Any, since: float) -> None:
@@ -48,7 +60,7 @@ class Suspect:
         self.stood: set[tuple[int, ...]] = set()
         self.stacks: dict[Place, str] = {}
         self.stages: list[tuple[Any, str | None]] = []
-        self.debugged = self.starting = False
+        self.debugged = self.importing = self.starting = False
 
     @property
     def seconds(self) -> float:
@@ -75,7 +87,7 @@ class Block:
         cpu: CPU seconds of the loop's thread in it.
         queued: seconds for which that thread was ready to run and got no core.
         paused: seconds of garbage collection in it.
-        stalled: seconds by which the watchdog was late because it got no core.
+        stalled: seconds in which the watchdog stood still too, though it needed no more than to be woken.
         locked: seconds by which it was late because it didn't get the interpreter lock.
         worked: CPU seconds of other threads while the watchdog didn't get the lock.
         loop_worked: the same of the loop's thread.
@@ -122,8 +134,8 @@ class Block:
                     guilty = places.culprit(frames)
                     assert guilty is not None
                     self.worker = places.place_of(guilty), places.written(frames)
-        elif late > 0.005:
-            self.stalled += late
+        else:
+            self.stalled += min(tick.stopped, late)
 
     @property
     def seconds(self) -> float:
@@ -167,6 +179,8 @@ class Block:
             return ("", 0.0) if seconds - machine >= threshold else (MACHINE, machine)
         if suspect.debugged:
             return DEBUGGER, seconds
+        if suspect.importing:
+            return IMPORT, seconds
         computes = self.cpu >= _MOST * (seconds - machine)
         held = suspect.seconds
         own = held - machine - self.paused

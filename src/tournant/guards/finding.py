@@ -18,8 +18,8 @@ class Finding:
         line: its line; 0 where it is not known.
         stage: the stage of a run that it belongs to; ``None`` for code outside of one.
         seconds: how long it lasted; 0 for what has no duration.
-        verdict: for a blocked loop ``"cpu"``, ``"blocking call"``, ``"waits on its own loop"``, ``"another thread"``, ``"garbage
-            collection"`` or ``"machine stalled"``; for threads ``"gil-bound"``; otherwise empty.
+        verdict: for a blocked loop ``"cpu"``, ``"blocking call"``, ``"waits on its own loop"``, ``"another thread"``; among the
+            notices ``"garbage collection"``, ``"machine stalled"``, ``"import"`` or ``"debugger"``; for threads ``"gil-bound"``; otherwise empty.
         function: the function that the line is in; empty where it is not known.
         stack: the stack at that moment, the innermost frame last; empty where there is none.
         count: how often it was seen at that place so far.

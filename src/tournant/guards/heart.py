@@ -168,6 +168,7 @@ class Heart:
             suspect.stacks[place] = places.written(frames)
         if suspect.places.total() == 1:
             suspect.debugged = places.debugged(frames)
+            suspect.importing = any("<frozen importlib" in f.f_code.co_filename for f in frames)
             suspect.starting = any(frame.f_code is _THREAD_START for frame in frames[:6])
             if block.holding is None:
                 block.holding = waits.holding(frames)

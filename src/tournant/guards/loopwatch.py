@@ -13,6 +13,7 @@ from tournant.guards.block import (
     COLLECTION,
     CPU,
     DEADLOCK,
+    IMPORT,
     INNOCENT,
     OTHER,
     Block,
@@ -164,10 +165,11 @@ def _finding(block: Block, verdict: str, seconds: float) -> Finding:
             f"{line}. Move that work to a process"
         )
     elif verdict in INNOCENT:
-        text = (
-            f"{'garbage collection' if verdict == COLLECTION else 'the machine or a debugger'} held the event loop up for "
-            f"{duration(seconds)}"
-        )
+        what = {
+            COLLECTION: "garbage collection",
+            IMPORT: "loading a module for the first time",
+        }.get(verdict, "the machine or a debugger")
+        text = f"{what} held the event loop up for {duration(seconds)}"
     else:
         why = (
             "it computes" if verdict == CPU else "it waits in a blocking call"

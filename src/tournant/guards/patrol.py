@@ -13,7 +13,7 @@ import time
 from time import perf_counter
 from typing import Protocol
 
-from tournant.guards.clocks import cpu_seconds, switches
+from tournant.guards.clocks import cpu_seconds, queued_seconds, switches
 
 #: Seconds between two looks: while all is well, and while something is being looked into.
 CALM, HURRY = 0.05, 0.02
@@ -28,10 +28,12 @@ class Tick:
         now: when, by `time.perf_counter`.
         last: when the previous one was.
         late: seconds by which it came later than it should have.
+        stopped: the part of that in which it was neither waiting for a core nor for the interpreter lock: the machine, or the process,
+            stood still.
         lock_waited: whether it waited for the interpreter lock for a switch interval or longer.
     """
 
-    __slots__ = ("_before", "_cpu", "last", "late", "lock_waited", "now")
+    __slots__ = ("_before", "_cpu", "last", "late", "lock_waited", "now", "stopped")
 
     def __init__(
         self, now: float, last: float, late: float, lock_waited: bool, before: Tick | None
@@ -40,6 +42,7 @@ class Tick:
         self.last = last
         self.late = late
         self.lock_waited = lock_waited
+        self.stopped = 0.0
         self._cpu: dict[int, float] | None = None
         if before is not None:
             before._before = None
@@ -84,7 +87,8 @@ class _Patrol:
 
     def _run(self) -> None:
         last = perf_counter()
-        given = switches()
+        me = threading.get_native_id()
+        given, queued = switches(), queued_seconds(me) or 0.0
         tick = Tick(last, last, 0.0, False, None)
         _ = tick.cpu
         delay = CALM
@@ -105,6 +109,10 @@ class _Patrol:
             else:
                 lock_waited = late > 0.8 * interval
             tick = Tick(now, last, late, lock_waited, tick)
+            stood = queued_seconds(me) or 0.0
+            if not lock_waited:
+                tick.stopped = max(0.0, late - (stood - queued))
+            queued = stood
             delay = CALM
             for member in list(self.members):
                 try:

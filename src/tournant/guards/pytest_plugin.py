@@ -18,14 +18,20 @@ _OPTION = "tournant_guards"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option."""
     group = parser.getgroup("tournant")
+    what = "for blocked event loops, lost tasks and exceptions, coroutines never awaited and threads behind the interpreter lock"
     group.addoption(
         "--tournant-guards",
         dest=_OPTION,
-        nargs="?",
+        action="store_const",
         const="fail",
-        choices=("fail", "report"),
-        help="watch each test for blocked event loops, lost tasks and exceptions, coroutines never awaited and threads behind the "
-        "interpreter lock: 'fail' (default) fails the test that caused them, 'report' lists them at the end",
+        help=f"watch each test {what}, and fail the one that caused them",
+    )
+    group.addoption(
+        "--tournant-guards-report",
+        dest=_OPTION,
+        action="store_const",
+        const="report",
+        help="the same, but only list them at the end",
     )
 
 

@@ -250,5 +250,5 @@ def _waiting_tasks() -> list[asyncio.Task[Any]]:
     tasks = sys.modules.get("asyncio.tasks")
     known = getattr(tasks, "_scheduled_tasks", getattr(tasks, "_all_tasks", None))
     # The set's own iterator is not meant for a thread that doesn't own it; its references are.
-    references = getattr(known, "data", set()).copy()
+    references: set[weakref.ref[asyncio.Task[Any]]] = getattr(known, "data", set()).copy()
     return [task for ref in references if (task := ref()) is not None and not task.done()]
