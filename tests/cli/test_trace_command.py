@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_it_prints_figures_chart_and_advice(file: str, capsys: pytest.CaptureFix
     assert lines[2].split()[:4] == ["stage", "on", "calls", "items"]
     assert any(line.startswith("process 1    │█") for line in lines)
     assert any(line.startswith("queue: parse │█") for line in lines)
-    assert lines[-1] == "Parse is the bottleneck at 95% of two cores: more cores help, more concurrency does not."  # fmt: skip
+    assert lines[-1] == "parse is the bottleneck at 95% of two cores: more cores help, more concurrency does not."  # fmt: skip
     assert all(len(line) <= 100 for line in lines)
     assert all(line.isprintable() for line in lines)
     assert said.err == ""
@@ -188,3 +189,35 @@ def test_without_anything_recorded_it_still_answers(
     path = save_trace(Recording(), tmp_path / "a.json")
     assert main(str(path)) == 0
     assert "nothing was recorded" in capsys.readouterr().out
+
+
+def test_the_trace_is_not_overwritten_by_its_own_timeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_trace(RECORDING, tmp_path / "run.json")
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    for name in ("run.json", "link"):
+        assert main(str(path), "--html", str(tmp_path / name)) == 2
+        assert "is the trace itself" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [[], ["--stage", "parse"], ["--json"]])
+def test_without_a_standard_output_nothing_is_said_and_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    path = save_trace(RECORDING, tmp_path / "run.json")
+    monkeypatch.setattr(sys, "stdout", None)  # as after `>&-`
+    assert main(str(path), *options) == 0
+
+
+def test_names_keep_their_letters_and_do_not_stretch_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = (Stage("fetch", "loop"), Stage("parse" * 100, "processes"))
+    path = save_trace(replace(RECORDING, stages=stages, title="x" * 900), tmp_path / "run.json")
+    assert main(str(path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 200
+    assert lines[-1].startswith("parseparse")

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import re
 import sqlite3
 import threading
 from collections import defaultdict
@@ -471,4 +472,22 @@ def test_a_line_that_is_missing_is_noticed(tmp_path: Path) -> None:
         load_trace(path)
     path.write_text("".join(whole).replace('"tid":1,', '"tid":77,'))
     with pytest.raises(TraceError, match="no such lane or stage"):
+        load_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cores", '"x"'), ("cores", "-5"), ("cores", "2.5"), ("lost", '"many"'),
+        ("duration", "-4"), ("duration", "1e999"), ("began", "NaN"), ("items", '"many"'),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_none_are_said_to_be_damage(
+    tmp_path: Path, field: str, value: str
+) -> None:
+    path = save_trace(ingest(), tmp_path / "a.json")
+    text, count = re.subn(rf'"{field}":[^,}}\]]+', f'"{field}":{value}', path.read_text())
+    assert count
+    path.write_text(text)
+    with pytest.raises(TraceError, match="damaged at"):
         load_trace(path)

@@ -181,19 +181,24 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in flat)
 
 
-def width(stream: TextIO) -> int:
+def width(stream: TextIO | None) -> int:
     """Return how many columns to fill: those of the terminal, between 40 and 100; 80 elsewhere."""
     try:
-        if stream.isatty():
+        if stream is not None and stream.isatty():
             return min(100, max(40, shutil.get_terminal_size().columns))
     except ValueError:
         pass
     return 80
 
 
-def bold(text: str, stream: TextIO) -> str:
+def bold(text: str, stream: TextIO | None) -> str:
     """Return text in bold where the stream is a terminal and nobody asked for none (``NO_COLOR``)."""
-    if stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+    if (
+        stream is not None
+        and stream.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    ):
         return f"\x1b[1m{text}\x1b[0m"
     return text
 

@@ -7,12 +7,24 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from tournant.cli.text import Exit, bold, error_lines, one_line, put, put_json, shown_path, width
+from tournant.cli.text import (
+    Exit,
+    bold,
+    counted,
+    error_lines,
+    one_line,
+    put,
+    put_json,
+    shown_path,
+    width,
+)
 from tournant.errors import TournantError, short
 
 if TYPE_CHECKING:
     from tournant.observe.advice import Advice
     from tournant.observe.recording import Recording
+
+_TITLE_AT_MOST = 120
 
 
 def add_to(
@@ -65,14 +77,19 @@ def _run(args: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _Unusable(f"the trace {args.file!r} can't be read: {reason}") from error
+    if args.html is not None and _same(args.file, args.html):
+        raise _Unusable(
+            f"--html {args.html!r} is the trace itself, which would be lost; give the timeline another name"
+        )
     advice = advise(recording)
     stage = None if args.stage is None else _stage(recording, args.stage)
     if args.html is not None:
         try:
             recording.save_timeline(args.html)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise _Unusable(
-                f"the timeline {args.html!r} can't be written: {error.strerror or error}; give --html another place"
+                f"the timeline {args.html!r} can't be written: {reason}; give --html another place"
             ) from error
     if args.json:
         _put_json(recording, advice, stage)
@@ -82,6 +99,13 @@ def _run(args: argparse.Namespace) -> None:
         _put_all(recording, advice)
     if args.html is not None and not args.json:
         put(sys.stderr, f"Timeline written to {shown_path(args.html)}")
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
 
 
 def _stage(recording: Recording, name: str) -> int:
@@ -177,30 +201,46 @@ def _only(recording: Recording, number: int) -> Recording:
 
 
 def _head(recording: Recording, advice: Advice) -> str:
-    words = [one_line(recording.title) or "run", f"{advice.duration:,.1f} s"]
+    words = [_shortened(one_line(recording.title)) or "run", f"{advice.duration:,.1f} s"]
     if recording.inputs:
         outcomes: dict[str, int] = {}
         for life in recording.inputs.values():
             outcomes[life.outcome] = outcomes.get(life.outcome, 0) + 1
         counts = ", ".join(f"{count:,} {one_line(what)}" for what, count in outcomes.items())
-        words.append(f"{len(recording.inputs):,} inputs ({counts})")
+        words.append(f"{counted(len(recording.inputs), 'input')} ({counts})")
     return ", ".join(words)
 
 
+def _shortened(text: str) -> str:
+    return (
+        text
+        if len(text) <= _TITLE_AT_MOST
+        else f"{text[: _TITLE_AT_MOST - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
 def _sentence(advice: Advice) -> str:
-    return advice.sentence[:1].upper() + advice.sentence[1:] + "."
+    # A stage's name keeps its letters.
+    named = any(advice.sentence.startswith(f"{stage.name} ") for stage in advice.stages)
+    first = advice.sentence[:1] if named else advice.sentence[:1].upper()
+    return f"{first}{advice.sentence[1:]}."
 
 
-def _chart(recording: Recording, stream: TextIO) -> str:
+def _chart(recording: Recording, stream: TextIO | None) -> str:
     from tournant.observe.chart import draw
 
-    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    plain = (
+        stream is None
+        or not stream.isatty()
+        or os.environ.get("NO_COLOR")
+        or os.environ.get("TERM") == "dumb"
+    )
     return draw(recording, width(stream), color=not plain, ascii=not _has_blocks(stream))
 
 
-def _has_blocks(stream: TextIO) -> bool:
+def _has_blocks(stream: TextIO | None) -> bool:
     try:
-        "│▁█".encode(stream.encoding or "utf-8")
+        "│▁█".encode(getattr(stream, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
         return False
     return True

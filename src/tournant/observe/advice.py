@@ -17,6 +17,8 @@ from tournant.observe.verdict import verdict
 
 __all__ = ["Advice", "StageTime", "advise"]
 
+_NAME_AT_MOST = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Advice:
@@ -83,6 +85,15 @@ def advise(recording: Recording) -> Advice:
     )
 
 
+def _named(name: str) -> str:
+    """Return a stage's name as a table can hold it."""
+    return (
+        name
+        if len(name) <= _NAME_AT_MOST
+        else f"{name[: _NAME_AT_MOST - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
 def _lines(advice: Advice) -> Iterator[str]:
     head = (
         "stage",
@@ -100,7 +111,7 @@ def _lines(advice: Advice) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [head]
     rows += [
         (
-            stage.name,
+            _named(stage.name),
             stage.on,
             f"{stage.calls:,}",
             f"{stage.items:,}",
@@ -130,6 +141,6 @@ def _lines(advice: Advice) -> Iterator[str]:
     yield f"cores: {advice.cores_used:.2f} of {advice.cores} in use on average"
     if advice.bottleneck is not None:
         ceiling = f", ceiling {advice.ceiling:,.1f} inputs/s" if advice.ceiling else ""
-        yield f"bottleneck: {advice.bottleneck} at {advice.utilisation:.0%}{ceiling}"
+        yield f"bottleneck: {_named(advice.bottleneck)} at {advice.utilisation:.0%}{ceiling}"
     if advice.lost:
         yield f"the first {advice.lost:,} events are gone: they were overwritten by later ones, and all figures are of what is left"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from itertools import islice
@@ -235,16 +236,16 @@ class _Reader:
                 raise _cut(self.path)
             return Recording(
                 title=original(self.other["title"]),
-                began=float(self.other["began"]),
-                duration=float(self.other["duration"]),
-                cores=self.other["cores"],
+                began=_finite(self.other["began"]),
+                duration=_finite(self.other["duration"], 0.0),
+                cores=_whole_number(self.other["cores"]),
                 stages=stages,
                 lanes=lanes,
                 slices=tuple(slices),
                 inputs=inputs,
                 counters=counters,
                 marks=tuple(marks),
-                lost=self.other["lost"],
+                lost=_whole_number(self.other["lost"]),
                 summary=original(self.other["summary"]),
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -284,7 +285,7 @@ def _slice(event: dict[str, Any], index: dict[str, int]) -> Slice:
         stage,
         *_times(event),
         numbers(given) if given else (),
-        args["items"],
+        _whole_number(args["items"]),
         original(args["outcome"]),
         float(args.get("waited", 0.0)),
         original(event["name"]) if "labelled" in args else "",
@@ -305,6 +306,21 @@ def _mark(event: dict[str, Any]) -> Mark:
         event["tid"] - 1,
         float(args["lasted"]),
     )
+
+
+def _finite(value: Any, least: float = -math.inf) -> float:
+    """Return a number of seconds, or raise ``ValueError``."""
+    number = float(value)
+    if not (math.isfinite(number) and number >= least):
+        raise ValueError(f"{value!r} is no number of seconds")
+    return number
+
+
+def _whole_number(value: Any) -> int:
+    """Return a number of things, or raise ``ValueError``."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of things")
+    return value
 
 
 def _times(event: dict[str, Any]) -> tuple[float, float]:
