@@ -387,7 +387,7 @@ def test_a_function_that_can_not_be_pickled_may_not_move():
 
 
 @given(
-    count=st.integers(0, 400),
+    count=st.integers(0, 300),
     kinds=st.lists(
         st.sampled_from(["map", "filter", "flat_map", "map_batches"]), min_size=1, max_size=3
     ),
@@ -396,7 +396,7 @@ def test_a_function_that_can_not_be_pickled_may_not_move():
     patience=st.integers(0, 40),
 )
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
