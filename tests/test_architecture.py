@@ -148,7 +148,7 @@ EXPORTED = {
     "BackgroundRun", "BatchMismatch", "Cache", "Failure", "Finding", "ForgottenAwait", "Group", "InvalidPipeline", "Ledger", "LedgerError", "LostItems",
     "LostWork", "NotPicklable", "PerWorker", "Pipeline", "PipelineFailed", "PoolClosed", "Report", "Retry", "RunClosed", "RunHandle",
     "RunSnapshot", "SourceFailed", "StageExit", "StageReport", "StageSnapshot", "StageTimeout", "Throttled", "TooManyFailures",
-    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "detach", "for_each", "limits", "llm", "map", "run",
+    "TournantError", "Watched", "WorkerDied", "WouldDeadlock", "__version__", "arun", "cluster", "detach", "for_each", "limits", "llm", "map", "run",
     "shutdown", "streams", "watch",
 }  # fmt: skip
 
