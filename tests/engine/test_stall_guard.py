@@ -14,6 +14,7 @@ import core_samples as samples
 import tournant as tn
 from tournant import limits
 from tournant.engine import standstill
+from tournant.pool.slots import cores
 
 #: Seconds without movement in these tests.
 SOON = 0.1
@@ -148,7 +149,7 @@ def test_who_waits_for_room_is_told_beside_the_cause(told):
     assert warning.index("in flight") < warning.index("room in front of slow")
 
 
-def test_who_waits_for_a_slot_is_told_who_has_them(told):
+def test_who_waits_for_a_slot_is_told_who_has_them(told, until):
     def hold(_value):
         go.wait(60)
 
@@ -162,6 +163,7 @@ def test_who_waits_for_a_slot_is_told_who_has_them(told):
     go = threading.Event()
     other = tn.Pipeline(range(64)).map(hold).start()
     try:
+        assert until(lambda: other.snapshot().stages[0].running >= cores())
         report = run_until_told(pipeline, told, go=go)
     finally:
         go.set()
