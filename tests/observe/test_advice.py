@@ -15,6 +15,7 @@ from trace_samples import ingest
 from tournant.observe.advice import Advice, advise
 from tournant.observe.recording import (
     FAILED,
+    RETRIED,
     Counter,
     InputSpan,
     Lane,
@@ -188,6 +189,88 @@ def test_threads_that_wait_share_no_cores() -> None:
     assert (kind, "its 8 places" in sentence) == ("concurrency", True)
 
 
+def test_an_adaptive_concurrency_that_was_used_up_is_named_though_a_call_or_two_waited() -> None:
+    """A few milliseconds of waiting made the rate a suspect, and then nothing stood out of a stage that was full all the time."""
+    slices = [one._replace(waited=0.01 if one.began < 1.2 else 0.0) for one in asking(4, 0.5, 0.0, 0.5)]  # fmt: skip
+    slices += row(0, 0, [0.0] * 4, 1.0)
+    counters = (Counter("concurrency: ask", "calls", ((0.0, 2), (0.1, 4))),)
+    kind, sentence = said(made((ASK,), slices, counters=counters))
+    assert kind == "concurrency"
+    assert sentence.startswith("ask is the bottleneck: its 4 places are taken for ")
+    assert "0%" not in sentence.replace("100%", "")
+
+
+# who takes the results, retries, inline
+
+
+def results(share: float) -> tuple[Counter, ...]:
+    held = ((0.0, 3.0), (10 * share, 0.0))
+    return Counter("queue: results", "items", held), Counter("queue: embed", "items", held)
+
+
+def test_results_that_nobody_takes_are_not_blamed_on_the_stage_before_them() -> None:
+    advice = advise(made((EMBED,), full(0.2), counters=results(0.9)))
+    assert (advice.kind, advice.bottleneck) == ("consumer", "consumer")
+    assert advice.sentence.startswith("results stood ready for 90% of the run and were not taken, while 0.4 of two cores")  # fmt: skip
+    assert said(made((EMBED,), full(0.2), counters=results(0.5)))[0] == "none"
+    assert said(made((EMBED,), full(), counters=results(0.9)))[0] == "cores", "they were just ready"
+    named = (Stage("results", "processes"),)
+    assert said(made(named, full(0.2), counters=results(0.9)[:1]))[0] == "overhead"
+
+
+def test_items_that_wait_for_their_next_attempt() -> None:
+    tries = [
+        Slice(0, 0, n * 0.01 + at, n * 0.01 + at + 0.001, (n,), outcome=RETRIED if at < 9 else "ok")
+        for n in range(20)
+        for at in (0.0, 4.0, 9.0)
+    ]
+    advice = advise(made((ASK,), tries))
+    assert (advice.kind, advice.bottleneck) == ("retry", "ask")
+    assert "in 92% of the run, 40 of its 60 calls" in advice.sentence
+    assert said(made((ASK,), [one._replace(outcome="ok") for one in tries]))[0] == "none"
+    assert said(made((ASK,), [one for one in tries if one.began < 4 or one.inputs[0] % 2]))[0] == "retry"  # fmt: skip
+
+
+def test_an_inline_run_is_not_measured_in_cores() -> None:
+    stages = (ASK, EMBED)
+    slices = row(0, 0, every(0.1), 0.06) + row(0, 1, every(0.1, first=0.06), 0.03)
+    inline = dataclasses.replace(made(stages, slices), lanes=(Lane("loop", "inline"),))
+    kind, sentence = said(inline)
+    assert kind == "inline"
+    assert "ask took 60% of it, embed took 30% of it; without inline=True" in sentence
+
+
+def test_of_a_long_run_of_which_little_is_left_it_is_not_said_that_it_was_short() -> None:
+    some = [one._replace(began=9.9, ended=9.91) for one in full()[:9]]
+    kind, sentence = said(dataclasses.replace(made((EMBED,), some), lost=1000))
+    assert kind == "short"
+    assert sentence.startswith("too little is left of the run to say anything (its last 100.0 ms, 9 calls)")  # fmt: skip
+    assert "TOURNANT_EVENTS" in sentence
+
+
+def test_calls_are_called_small_only_where_they_are() -> None:
+    def crowd(length: float) -> tuple[str, str]:
+        queue = (Counter("queue: embed", "items", ((0.0, 9.0),)),)
+        return said(made((EMBED,), row(0, 0, every(0.1), length), counters=queue))
+
+    kind, small = crowd(0.002)
+    assert kind == "overhead"
+    assert "its calls (median 2.0 ms) are too small" in small
+    kind, large = crowd(0.05)
+    assert kind == "overhead"
+    assert "small" not in large
+    assert "other programs had the cores" in large
+
+
+def test_what_is_busy_all_the_time_is_not_said_to_be_used_to_all_of_it_and_not_to_stand_out() -> (
+    None
+):
+    slices = [one for lane in range(4) for one in row(0, 0, every(0.5, first=lane * 0.1), 0.499)]
+    kind, sentence = said(made((ASK,), slices))
+    assert kind == "none"
+    assert "has 3.9 calls under way on average, but nothing waits for it" in sentence
+
+
 # source
 
 
@@ -260,7 +343,7 @@ def test_a_loop_that_was_blocked_for_long_comes_first() -> None:
     )
     kind, sentence = said(made((EMBED,), full(), marks=marks))
     assert kind == "blocked"
-    assert sentence.startswith("the event loop was blocked for 30% of the run, at worst 2.0 s (parse.py, line 3): ")  # fmt: skip
+    assert sentence == "the event loop was blocked for 30% of the run, at worst 2.0 s, and everything on it stood still: parse.py, line 3"  # fmt: skip
     assert said(made((EMBED,), full(), marks=marks[1:]))[0] == "cores"
     gc = tuple(mark._replace(kind="gc") for mark in marks)
     assert said(made((EMBED,), full(), marks=gc))[0] == "cores"

@@ -24,15 +24,15 @@ class Advice:
 
     Attributes:
         sentence: what to do, with the numbers that say so.
-        kind: the sentence's kind: ``"short"``, ``"blocked"``, ``"gil"``, ``"tail"``, ``"cores"``, ``"rate"``, ``"concurrency"``, ``"worker"``,
-            ``"overhead"``, ``"source"`` or ``"none"``.
+        kind: the sentence's kind: ``"short"``, ``"inline"``, ``"blocked"``, ``"gil"``, ``"tail"``, ``"cores"``, ``"rate"``, ``"concurrency"``,
+            ``"worker"``, ``"consumer"``, ``"retry"``, ``"overhead"``, ``"source"`` or ``"none"``.
         duration: seconds that were looked at.
         inputs: inputs that ended.
         stages: where the time went, in the pipeline's order.
         cores: cores that there were for CPU stages.
         cores_used: the mean of those in use.
         cores_over_time: the mean in each twentieth of the run.
-        bottleneck: the stage, or ``"source"``; ``None`` where nothing stands out.
+        bottleneck: the stage, ``"source"`` or ``"consumer"``; ``None`` where nothing stands out.
         utilisation: the share of the bottleneck's capacity in use, 0 to 1.
         ceiling: inputs per second at full use of the bottleneck; ``None`` where it can't be told.
         lost: events that the recording lacks.

@@ -15,6 +15,8 @@ from tournant.observe.usage import Steps, together
 PARTS = 20
 #: A queue that holds something for this share of the run is work that waits.
 _CROWDED = 0.7
+#: The name of the queue behind the last stage.
+_RESULTS = "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,9 @@ class Figures:
 
     def known_limit(self, n: int) -> float | None:
         """Return how many calls of a stage might run at once on average, if a counter says so and there was a limit."""
-        counter = self.counters.get(f"limit: {self.recording.stages[n].name}")
+        name = self.recording.stages[n].name
+        # The first is what a recording may say, the second what an `Adaptive` came to.
+        counter = self.counters.get(f"limit: {name}") or self.counters.get(f"concurrency: {name}")
         mean = counter.mean(self.start, self.end) if counter else 0.0
         return mean if 0 < mean < math.inf else None
 
@@ -184,11 +188,38 @@ class Figures:
 
     def crowded(self, n: int) -> bool:
         """Tell whether something stood in front of a stage most of the time; not where its queue was not recorded."""
-        queue = self.counters.get(f"queue: {self.recording.stages[n].name}")
-        if queue is None:
-            return False
+        return self.held(self.recording.stages[n].name) >= _CROWDED
+
+    @property
+    def untaken(self) -> float:
+        """The share of the run for which results stood there and nobody took them; 0 where that was not recorded."""
+        # A stage of that name has a queue of its own, which can't be told from it.
+        named = any(stage.name == _RESULTS for stage in self.recording.stages)
+        return 0.0 if named else self.held(_RESULTS)
+
+    def held(self, name: str) -> float:
+        """Return the share of the run for which a queue held something; 0 where it was not recorded."""
+        queue = self.counters.get(f"queue: {name}")
+        if queue is None or not self.length:
+            return 0.0
         full = sum(length for length, (held,) in together((queue,), self.start, self.end) if held)
-        return full >= _CROWDED * self.length
+        return full / self.length
+
+    def trying_again(self, n: int) -> float:
+        """Return the share of the run for which an item of a stage waited for its next attempt."""
+        since: dict[int, float] = {}
+        spans: list[tuple[float, float]] = []
+        for call in sorted(self.calls[n], key=lambda call: call.began):
+            for number in call.inputs:
+                if number in since:
+                    spans.append((since.pop(number), call.began))
+                if call.outcome == RETRIED:
+                    since[number] = call.ended
+        waits = Steps.of_spans(spans)
+        return (
+            sum(length for length, (some,) in together((waits,), self.start, self.end) if some)
+            / self.length
+        )
 
     def waiting(self, n: int) -> tuple[float, float]:
         """Return for how long somebody waited for a stage's limit, and for how much of that all its places were taken."""

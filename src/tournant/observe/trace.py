@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -28,6 +26,7 @@ from tournant.observe.trace_events import (
     original,
     read_time,
 )
+from tournant.observe.whole import whole_file
 
 __all__ = ["TraceError", "load_trace", "save_trace"]
 
@@ -44,7 +43,7 @@ class TraceError(TournantError):
 def save_trace(recording: Recording, path: str | Path) -> Path:
     """Write a recording in Chrome's trace format, as JSON, compressed when the name ends in ``.gz``.
 
-    The file is complete or not there: it is written beside its place and then moved into it.
+    The file is complete or not there: it is written beside its place and then moved into it. What is no file is written to.
 
     Args:
         recording: What to write.
@@ -58,23 +57,12 @@ def save_trace(recording: Recording, path: str | Path) -> Path:
         TraceError: a time or a length of the recording is no finite number.
     """
     path = Path(path)
-    # What is no file, such as /dev/stdout or a FIFO, can only be written to.
-    beside = not path.exists() or path.is_file()
-    target = path.with_name(f".{path.name}.{os.getpid()}.part") if beside else path
-    try:
-        with open(target, "wb") as file:
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
-                    _write(recording, cast("IO[bytes]", packed))
-            else:
-                _write(recording, file)
-        if beside:
-            os.replace(target, path)
-    except BaseException:
-        if beside:
-            with suppress(OSError):
-                target.unlink()
-        raise
+    with whole_file(path) as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+                _write(recording, cast("IO[bytes]", packed))
+        else:
+            _write(recording, file)
     return path
 
 

@@ -14,6 +14,10 @@ _SECONDS_AT_LEAST, _CALLS_AT_LEAST = 0.5, 8
 _BOTTLENECK = 0.7
 #: Share of the run from which on a blocked loop, or a last call that everything waits for, is what to mend first.
 _BLOCKED, _TAIL = 0.2, 0.3
+#: The same for items that wait for their next attempt, and for results that nobody takes.
+_RETRYING, _UNTAKEN = 0.5, 0.7
+#: Seconds from which on a call is not too small for what handing it out costs.
+_SUBSTANTIAL = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Verdict:
     Attributes:
         kind: as of an `Advice`.
         sentence: what to do, and the numbers that say so.
-        bottleneck: the stage, or ``"source"``.
+        bottleneck: the stage, ``"source"`` or ``"consumer"``.
         share: the share of its capacity that was used.
     """
 
@@ -35,17 +39,31 @@ class Verdict:
 
 def verdict(figures: Figures) -> Verdict:
     """Return what the first rule says that has something to say."""
-    for rule in (_short, _blocked, _tail, _gil, _busiest, _overhead, _source):
+    rules = (
+        _short,
+        _inline,
+        _blocked,
+        _tail,
+        _gil,
+        _busiest,
+        _consumer,
+        _retrying,
+        _overhead,
+        _source,
+    )
+    for rule in rules:
         if (found := rule(figures)) is not None:
             return found
-    name, share = max(
-        ((figures.stages[n].name, _share(figures, n)) for n in _working(figures)),
-        key=lambda pair: pair[1],
+    share, n = max((_share(figures, n), n) for n in _working(figures))
+    stage = figures.stages[n]
+    used = (
+        f"the busiest stage, {stage.name}, is used to {share:.0%}"
+        if share < _BOTTLENECK
+        else f"the busiest stage, {stage.name}, has {stage.at_once:.1f} calls under way on average, but nothing waits for it"
     )
     return Verdict(
         "none",
-        f"nothing stands out: the busiest stage, {name}, is used to {share:.0%}, and {_cores_used(figures)}; look at the lanes for "
-        "what waits for what",
+        f"nothing stands out: {used}, and {_cores_used(figures)}; look at the lanes for what waits for what",
         None,
         share,
     )
@@ -56,10 +74,33 @@ def _short(figures: Figures) -> Verdict | None:
     if count and figures.length >= _SECONDS_AT_LEAST and count >= _CALLS_AT_LEAST:
         return None
     calls = "1 call" if count == 1 else f"{count:,} calls"
+    if figures.recording.lost:
+        return Verdict(
+            "short",
+            f"too little is left of the run to say anything (its last {in_words(figures.length)}, {calls}): what came before was "
+            "overwritten; TOURNANT_EVENTS=1000000 in the environment keeps more",
+        )
     return Verdict(
         "short",
         f"the run was too short to say anything ({in_words(figures.length)}, {calls}): most of such a run is starting up; record one "
         "of some seconds",
+    )
+
+
+def _inline(figures: Figures) -> Verdict | None:
+    """Whether everything ran in one thread, one call after the other."""
+    lanes = figures.recording.lanes
+    if not lanes or any(lane.name != "inline" for lane in lanes):
+        return None
+    parts = ", ".join(
+        f"{stage.name} took {stage.busy / figures.length:.0%} of it"
+        for stage in figures.stages
+        if stage.busy >= 0.05 * figures.length
+    )
+    return Verdict(
+        "inline",
+        f"the run was inline, one call after the other in one thread{': ' if parts else ''}{parts}; without inline=True its stages "
+        "work side by side",
     )
 
 
@@ -75,8 +116,9 @@ def _blocked(figures: Figures) -> Verdict | None:
     worst = max(marks, key=lambda mark: mark.lasted)
     return Verdict(
         "blocked",
-        f"the event loop was blocked for {share:.0%} of the run, at worst {in_words(worst.lasted)} ({worst.text}): move that work to a "
-        "stage with on='processes' or on='threads', and everything on the loop speeds up",
+        # A guard's text says where, why and what to do about it.
+        f"the event loop was blocked for {share:.0%} of the run, at worst {in_words(worst.lasted)}, and everything on it stood still: "
+        f"{worst.text or 'move that work to a stage with on=processes or on=threads'}",
     )
 
 
@@ -227,7 +269,8 @@ def _own(figures: Figures, n: int) -> Verdict:
     total, taken = figures.waiting(n)
     share = total / figures.length
     of_time = stage.waited_limit / ((stage.waited_limit + stage.busy) or 1.0)
-    if total and taken < 0.7 * total:
+    # Hardly any waiting says nothing of what the rest of the run was like.
+    if share >= _BOTTLENECK and taken < 0.7 * total:
         return Verdict(
             "rate",
             f"{stage.name} waits {of_time:.0%} of its time for its rate limit, in {share:.0%} of the run: only a higher limit, fewer or "
@@ -241,7 +284,7 @@ def _own(figures: Figures, n: int) -> Verdict:
     # A stage that is full by its own peak, while nothing waits for it, is only as busy as what comes in.
     if not total and figures.known_limit(n) is None and not figures.crowded(n):
         occupied = 0.0
-    waited = f" and calls waited {of_time:.0%} of their time for one" if total else ""
+    waited = f" and calls waited {of_time:.0%} of their time for one" if of_time >= 0.01 else ""
     return Verdict(
         "concurrency",
         f"{stage.name} is the bottleneck: its {limit:.0f} places are taken for {occupied:.0%} of the run{waited}: a higher concurrency "
@@ -251,16 +294,50 @@ def _own(figures: Figures, n: int) -> Verdict:
     )
 
 
+def _consumer(figures: Figures) -> Verdict | None:
+    """Whether results stood there and nobody took them."""
+    share = figures.untaken
+    if share < _UNTAKEN:
+        return None
+    return Verdict(
+        "consumer",
+        f"results stood ready for {share:.0%} of the run and were not taken, while {_cores_used(figures)}: whoever reads them is the "
+        "bottleneck, and nothing in the pipeline would help; do that work in a stage",
+        "consumer",
+        share,
+    )
+
+
+def _retrying(figures: Figures) -> Verdict | None:
+    """Whether items waited for their next attempt while little else went on."""
+    again = [n for n, stage in enumerate(figures.stages) if stage.retried]
+    share, n = max(((figures.trying_again(n), n) for n in again), default=(0.0, 0))
+    if share < _RETRYING:
+        return None
+    stage = figures.stages[n]
+    return Verdict(
+        "retry",
+        f"items of {stage.name} wait for their next attempt in {share:.0%} of the run, {stage.retried:,} of its {stage.calls:,} calls "
+        "having been tried again: fewer failures or shorter delays help; more cores and more concurrency do not",
+        stage.name,
+        share,
+    )
+
+
 def _overhead(figures: Figures) -> Verdict | None:
     """Whether work stood before a CPU stage though there were cores for it."""
     for n in figures.pooled:
         stage = figures.stages[n]
         if stage.calls and figures.crowded(n):
+            # The last is said only of calls that are small.
+            reasons = "other programs had the cores, or the loop that hands work out was too busy to do so"
+            mend = "look whether the machine was busy, and what ran on the loop"
+            if stage.p50 < _SUBSTANTIAL:
+                reasons += f", or its calls (median {in_words(stage.p50)}) are too small for what handing them out costs"
+                mend += "; batches or larger pieces help against the last"
             return Verdict(
                 "overhead",
-                f"work stood before {stage.name} nearly all the time, and yet only {_cores_used(figures)}: either other programs had "
-                f"the cores, or its calls (median {in_words(stage.p50)}) are too small for what handing them out costs: give it batches "
-                "or larger pieces",
+                f"work stood before {stage.name} nearly all the time, and yet only {_cores_used(figures)}: {reasons}; {mend}",
                 stage.name,
                 min(1.0, _share(figures, n)),
             )

@@ -6,11 +6,11 @@ are joined when a file is saved; there is no build step, and the file asks for n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tournant.observe.recording import Recording
+from tournant.observe.whole import whole_file
 
 __all__ = ["save_timeline"]
 
@@ -18,7 +18,7 @@ __all__ = ["save_timeline"]
 def save_timeline(recordings: Sequence[Recording], path: str | Path, *, title: str = "") -> Path:
     """Write one self-contained HTML file that shows the recordings, one under the other.
 
-    A file that is already there is replaced when the new one is whole.
+    A file that is already there is replaced when the new one is whole. What is no file, such as ``/dev/stdout`` or a FIFO, is written to.
 
     Args:
         recordings: what to show; several share one time scale until the reader parts them.
@@ -34,13 +34,8 @@ def save_timeline(recordings: Sequence[Recording], path: str | Path, *, title: s
     """
     from tournant.observe.timeline.document import document
 
-    target = Path(path)
+    path = Path(path)
     html = document(recordings, title=title).encode("utf-8", "replace")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(html)
-        os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    return target
+    with whole_file(path) as file:
+        file.write(html)
+    return path
