@@ -295,7 +295,7 @@ class LeasedLimit(SharedLimit):
                 self._wake.set()
             self._words.append(("release", self._name, self._stock.popleft()[0]))
 
-    def _wanted(self) -> list[float]:
+    def _to_lease_for(self) -> list[float]:
         """Return the tokens of the calls to lease for, and note that it is done; none where nobody waits or it was done."""
         if self._asking or not len(self._line):
             return []
@@ -346,7 +346,7 @@ class LeasedLimit(SharedLimit):
             self._wake.clear()
             with self._lock:
                 self._expire(self.clock.now() - _GOOD_FOR)
-                wanted = self._wanted()
+                wanted = self._to_lease_for()
             if wanted:
                 future = self._limiter.lease.remote(self._node, self._name, wanted).future()
                 future.add_done_callback(self._leased)
