@@ -305,6 +305,7 @@ def test_coroutines_run_on_the_loop_and_inline_runs_in_one_thread():
 # The scout itself.
 
 
+@pytest.mark.alone
 def test_python_code_moves_by_itself(monkeypatch):
     monkeypatch.setenv("TOURNANT_CORES", "2")
     tn.shutdown()
@@ -314,6 +315,7 @@ def test_python_code_moves_by_itself(monkeypatch):
     assert report.stages[0].on == "processes", report
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("fn", [samples.compresses, samples.waits])
 def test_what_releases_the_lock_or_waits_stays_without_a_word(monkeypatch, fn):
     monkeypatch.setenv("TOURNANT_CORES", "2")

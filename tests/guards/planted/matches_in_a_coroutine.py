@@ -10,7 +10,7 @@ def valid(text):
 
 async def main():
     await asyncio.sleep(0.1)
-    valid("a" * 25 + "b")
+    valid("a" * 28 + "b")
     await asyncio.sleep(0.1)
 
 

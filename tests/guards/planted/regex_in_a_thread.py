@@ -9,7 +9,7 @@ def check(text):
 
 
 async def main():
-    waiting = asyncio.create_task(asyncio.to_thread(check, "a" * 25 + "b"))
+    waiting = asyncio.create_task(asyncio.to_thread(check, "a" * 28 + "b"))
     while not waiting.done():
         await asyncio.sleep(0.01)
     await waiting
