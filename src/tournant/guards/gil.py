@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from tournant.guards.clocks import cpu_seconds, queued_seconds
+from tournant.guards.clocks import cpu_seconds, prepare, queued_seconds
 
 #: Seconds with two or more busy threads before there is a verdict.
 ENOUGH = 0.3
@@ -162,8 +162,14 @@ class GilProbe:
         from tournant.guards import patrol
 
         if not self._started:
+            self.prepare()
             self._started = True
             patrol.join(self)
+
+    def prepare(self) -> None:
+        """Read now what has to be read from files: behind the interpreter lock it would take a second."""
+        prepare()
+        self._available()
 
     def stop(self) -> None:
         """End it. What was measured stays."""
