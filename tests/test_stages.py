@@ -57,7 +57,11 @@ LOCK = threading.Lock()
         ),
         (lambda: EMPTY.map(async_generator), ".map(async_generator)", ".flat_map()"),
         (lambda: EMPTY.filter(samples.upto), ".filter(upto)", ".flat_map()"),
-        (lambda: EMPTY.map(plain, on="gpu"), ".map(plain)", '"loop", "threads" or "processes"'),
+        (
+            lambda: EMPTY.map(plain, on="gpu"),
+            ".map(plain)",
+            '"loop", "threads", "processes" or "auto"',
+        ),
         (lambda: EMPTY.map(coroutine, concurrency=0), "concurrency=0", "1 or more"),
         (lambda: EMPTY.map(coroutine, concurrency=2.5), "concurrency=2.5", "whole number"),
         (lambda: EMPTY.map(coroutine, concurrency=True), "concurrency=True", "whole number"),

@@ -177,6 +177,10 @@ class LoopThread:
             else:
                 if not future.cancelled():
                     future.set_result(result)
+            finally:
+                if future.cancelled():
+                    # Whoever waits for a cancelled future is told only now, when its work has ended.
+                    future.set_running_or_notify_cancel()
 
         def start() -> None:
             task = self.loop.create_task(work())

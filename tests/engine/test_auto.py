@@ -25,9 +25,6 @@ BOUND = Scaling("stage", "gil-bound", 2.0, 1.0, 1.0, 1.0, 1.0)
 class Sure(scout.Scout):
     """A scout that has made up its mind before it has looked."""
 
-    def scaling(self):
-        return BOUND
-
     def _look(self):
         self._prepare()
         while not self._stop.acquire(timeout=0.001):
@@ -74,9 +71,9 @@ def until_told():
             yield n
             n += 1
 
-    def watch(watched):
+    def watch(watched, warnings=1):
         def look():
-            while not watched._run.warnings and time.monotonic() < due:
+            while len(watched._run.warnings) < warnings and time.monotonic() < due:
                 time.sleep(0.002)
             done.set()
 
@@ -108,7 +105,7 @@ def test_a_stage_moves_and_every_result_is_there_once(sure):
     assert report.stages[0].on == "processes"
     (warning,) = report.warnings
     assert 'stage where (on="auto") moved to processes after' in warning
-    assert "2.0 threads at work used 1.0 cores" in warning
+    assert "2.0 at work used 1.0 cores" in warning
     (finding,) = report.findings
     assert (finding.kind, finding.stage, finding.text) == ("placement", "where", warning)
 
@@ -253,6 +250,21 @@ def test_a_state_that_can_not_be_built_in_a_process_keeps_it_in_threads(sure):
     assert report.stages[0].on == "threads"
 
 
+def test_processes_that_are_there_and_can_not_begin_give_the_items_back(sure, monkeypatch):
+    monkeypatch.setattr(auto, "_BOOTED", 0.0)
+    tn.Pipeline(range(20)).map(samples.where, on="processes").run()
+    source, watch = until_told()
+    state = tn.PerWorker(samples.broken_elsewhere)
+    report = (
+        tn.Pipeline(source)
+        .map(samples.with_state, on="auto", state=state)
+        .run(on_start=lambda watched: watch(watched, 2))
+    )
+    assert (report.done, report.failed) == (report.sourced, 0)
+    assert "could not begin (RuntimeError: no such device)" in report.warnings[1]
+    assert report.stages[0].on == "threads"
+
+
 def test_a_run_that_ends_while_processes_start_leaves_nothing(sure, nothing_left):
     for n in (1, 5, 40):
         assert tn.Pipeline(range(n)).map(samples.where, on="auto").run().done == n
@@ -293,6 +305,7 @@ def test_coroutines_run_on_the_loop_and_inline_runs_in_one_thread():
 # The scout itself.
 
 
+@pytest.mark.alone
 def test_python_code_moves_by_itself(monkeypatch):
     monkeypatch.setenv("TOURNANT_CORES", "2")
     tn.shutdown()
@@ -302,6 +315,7 @@ def test_python_code_moves_by_itself(monkeypatch):
     assert report.stages[0].on == "processes", report
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("fn", [samples.compresses, samples.waits])
 def test_what_releases_the_lock_or_waits_stays_without_a_word(monkeypatch, fn):
     monkeypatch.setenv("TOURNANT_CORES", "2")
@@ -311,6 +325,55 @@ def test_what_releases_the_lock_or_waits_stays_without_a_word(monkeypatch, fn):
     tn.shutdown()
     assert report.stages[0].on == "threads"
     assert [f for f in report.findings if f.kind == "placement"] == []
+
+
+class Threads:
+    """Threads whose CPU clocks the test turns."""
+
+    def __init__(self, monkeypatch, count=2):
+        self.now = self.process = 0.0
+        self.cpu = dict.fromkeys(range(1, count + 1), 0.0)
+        monkeypatch.setattr(scout, "cpu_seconds", self.cpu.get)
+        monkeypatch.setattr(scout.time, "process_time", lambda: self.process)
+        self.evidence = scout.Evidence("stage", lambda: self.cpu)
+        for thread in self.cpu:
+            self.evidence.join(thread)
+        self.evidence.start(0.0)
+
+    def work(self, seconds, each, waited, others=0.0):
+        for _ in range(10):
+            self.now += seconds / 10
+            for thread in self.cpu:
+                self.cpu[thread] += each * seconds / 10
+            self.process += (each * len(self.cpu) + others) * seconds / 10
+            self.evidence.look(self.now, waited)
+        return self.evidence.scaling()
+
+
+@pytest.mark.parametrize(
+    ("count", "each", "waited", "others", "bound"),
+    [
+        (2, 0.5, True, 0.0, True),  # take turns
+        (1, 1.0, True, 0.0, True),  # the first one holds the lock
+        (2, 1.0, False, 0.0, False),  # side by side
+        (2, 0.5, False, 0.0, False),  # one core is all that the machine has to give
+        (2, 0.1, True, 0.0, False),  # they hardly compute
+        (2, 0.5, True, 1.0, False),  # others of the process use a core of their own
+        (2, 0.3, True, 0.6, False),  # others hold the lock
+    ],
+)
+def test_the_evidence_is_judged(monkeypatch, count, each, waited, others, bound):
+    scaling = Threads(monkeypatch, count).work(0.02, each, waited, others)
+    assert (scaling.verdict == "gil-bound") == bound, scaling
+    assert scaling.workers == pytest.approx(count)
+    assert scaling.cores == pytest.approx(count * each)
+
+
+def test_evidence_takes_time_and_is_forgotten(monkeypatch):
+    threads = Threads(monkeypatch)
+    assert threads.work(0.003, 0.5, True).verdict == "unknown"
+    assert threads.work(0.003, 0.5, True).verdict == "gil-bound"
+    assert threads.work(3.0, 1.0, False).verdict == "unknown"
 
 
 # What may move.
@@ -387,7 +450,7 @@ def test_a_function_that_can_not_be_pickled_may_not_move():
 
 
 @given(
-    count=st.integers(0, 400),
+    count=st.integers(0, 300),
     kinds=st.lists(
         st.sampled_from(["map", "filter", "flat_map", "map_batches"]), min_size=1, max_size=3
     ),
@@ -396,7 +459,7 @@ def test_a_function_that_can_not_be_pickled_may_not_move():
     patience=st.integers(0, 40),
 )
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

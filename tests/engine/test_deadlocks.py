@@ -195,7 +195,7 @@ def in_stage_value(call, **options):
 
 def test_an_iterator_from_outside_is_not_advanced_on_a_worker_that_it_needs():
     iterator = tn.Pipeline(range(100_000)).map(samples.inc).iter()
-    assert next(iterator) == 1
+    next(iterator)
     error = in_stage(lambda: [*iterator])
     assert isinstance(error, tn.WouldDeadlock)
 

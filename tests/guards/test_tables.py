@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 HERE = Path(__file__).parent
 PLANTED = sorted((HERE / "planted").glob("*.py"))
 INNOCENT = sorted((HERE / "innocent").glob("*.py"))

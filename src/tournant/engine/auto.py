@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import sys
+from collections.abc import Collection
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,10 @@ _GAIN = 1.2
 _HOP = 5e-6
 #: Bytes per second through a pipe.
 _PIPE = 1.5e9
+#: Seconds for which the stage has only one thread, unless it is known before whether more of them help.
+_SINGLE = 0.01
+#: Seconds after which a process that was started is taken to be there.
+_BOOTED = 0.3
 _NOTHING: Any = object()
 
 
@@ -56,13 +61,16 @@ class AutoSegment(PoolSegment):
         self._world = world
         self._in_threads = self.spec
         self._in_processes: Spec | None = None
-        self._starting = 0
+        self._starting = self._spawning = 0
+        self._single = False
         self._ready = 0
         self._settled = False
         self._scout: Scout | None = None
         self._sample: Any = _NOTHING
         self._reason: str | None = None
         self._scaling: Scaling | None = None
+        #: Native ids of the threads that have worked here.
+        self._lanes: set[int] = set()
 
     def specs(self) -> list[Spec]:
         """Return both, if there are two."""
@@ -73,24 +81,39 @@ class AutoSegment(PoolSegment):
         super().start()
         slots = self.run.pool.slots.count
         if self.limit > 1 and slots > 1 and gil_enabled() and sys.platform != "win32":
-            self._scout = Scout(self._names(), self._threads, slots, self._prepare, self._found)
+            self._scout = Scout(
+                self._names(), self._threads, self._prepare, self._found, self._is_free
+            )
+            self._single = True
+            self.run.loop.call_later(_SINGLE, self._more_threads)
             self._scout.start()
 
     def ready(self) -> bool:
-        """Tell whether there is work to start and room behind it; while processes start, one thread is as good as several."""
-        if self._starting and self.working > self._ready:
+        """Tell whether there is work to start and room behind it; while processes start, one thread is as good as several.
+
+        While they are being spawned none is better: that takes a few steps, and would have to wait for the lock at each.
+        """
+        if self._single and self.working:
+            return False
+        if self._starting and (self._spawning or self.working > self._ready):
             return False
         return super().ready()
 
     def dispatch(self, waited: float = 0.0) -> None:
         """Start one chunk where it is to run now, or resume one."""
         here = self._place()
+        if here == "processes" and not self.moved:
+            self._move()
         if here != self.kind:
             self.kind = here
-            processes = here == "processes"
-            assert self._in_processes is not None
-            self.spec = self._in_processes if processes else self._in_threads
+            self.spec = self._in_processes or self.spec if here == "processes" else self._in_threads
         super().dispatch(waited)
+        if self._scout is not None and not self._in_processes:
+            for chunk in self.chunks:
+                thread = chunk.lane.thread.native_id if chunk.lane is not None else None
+                if thread is not None and thread not in self._lanes:
+                    self._scout.join(thread)
+                    self._lanes.add(thread)
 
     def _place(self) -> str:
         if not self._ready or self._settled:
@@ -105,25 +128,43 @@ class AutoSegment(PoolSegment):
 
     def on_part(self, chunk: Chunk, part: Part) -> None:
         """Take a part of a chunk's results, and keep one of them to see whether it could travel."""
-        if part.values and not self.moved:
-            value = part.values[-1]
-            if type(value) not in (Failed, Dropped):
-                self._sample = value
+        if (
+            not self._in_processes
+            and part.values
+            and type(part.values[-1]) not in (Failed, Dropped)
+        ):
+            if self._sample is _NOTHING and self._scout is not None:
+                # What the first call has imported says nothing about the others.
+                self._scout.begin()
+            self._sample = part.values[-1]
         super().on_part(chunk, part)
+
+    def on_left(self, chunk: Chunk) -> None:
+        """A thread has stopped in the middle of a chunk; what it has not begun runs elsewhere."""
+        if chunk.recalled and not chunk.abandoned:
+            rest = self._unreported(chunk)
+            items = [row for unit in rest for row in (unit if isinstance(unit, list) else [unit])]
+            self._not_begun(len(items))
+            if not self.run.halted:
+                self.inbox.items.extendleft(reversed(items))
+        super().on_left(chunk)
+
+    def on_failed(self, chunk: Chunk, error: BaseException) -> None:
+        """A chunk could not start; where that was in a process, its items run in threads."""
+        process = chunk.lane is not None and chunk.lane.kind == "processes"
+        if not process or chunk.abandoned or self.run.halted:
+            super().on_failed(chunk, error)
+            return
+        self._go_back(f"a worker process could not begin ({type(error).__name__}: {error})")
+        self._alone(chunk, self._unreported(chunk), deaths=0)
+        self._chunk_over(chunk)
+        self.run.schedule()
 
     # On the scout's thread.
 
-    def _threads(self) -> list[int]:
-        """Return the native ids of the threads that work on chunks."""
-        return [
-            chunk.lane.thread.native_id
-            for chunk in list(self.chunks)
-            if chunk.progress
-            and not chunk.paused
-            and chunk.lane is not None
-            and chunk.lane.kind == "threads"
-            and chunk.lane.thread.native_id
-        ]
+    def _threads(self) -> Collection[int]:
+        """Return the native ids of the threads that share the work, while there is enough for two of them."""
+        return self._lanes if self.working and not self._in_processes else ()
 
     def _prepare(self) -> None:
         """Find out whether the stage could move, and load what that would take, before the threads are in full swing."""
@@ -136,21 +177,23 @@ class AutoSegment(PoolSegment):
         """Decide what to do about threads that don't scale; tell whether to go on looking."""
         if self._scout is None or self._scout.stopped:
             return False
-        if self._sample is _NOTHING or not self.cost:
-            return True  # Nothing has come out yet: wait until it is known what an item costs.
+        if self._sample is _NOTHING or not self.cost or not self.inbox.items:
+            return True  # Wait until it is known what an item costs, and that there is more to do than one thread can.
         reason = self._reason or self._costs_too_much(scaling)
-        try:
-            if reason is not None:
+        if reason is not None:
+            with contextlib.suppress(RuntimeError):  # The run may be over.
                 self.run.loop.call_soon_threadsafe(self._stay, reason, scaling)
-                return False
-            if self._left() >= (
-                _WORTH_WARM if self.run.pool.idle_lanes("processes") else _WORTH_COLD
-            ):
-                self.run.loop.call_soon_threadsafe(self._begin_to_move, scaling)
-                return False
-        except RuntimeError:  # The loop is closed: the run is over.
             return False
-        return True
+        warm = self.run.pool.idle_lanes("processes") > 0
+        if self._left(max(1.0, scaling.workers)) < (_WORTH_WARM if warm else _WORTH_COLD):
+            return True
+        # From here, and not from the loop: that waits for the lock like everybody else.
+        self._begin_to_move(scaling)
+        return False
+
+    def _is_free(self) -> None:
+        with contextlib.suppress(RuntimeError):  # The run may be over.
+            self.run.loop.call_soon_threadsafe(self._more_threads)
 
     def _costs_too_much(self, scaling: Scaling) -> str | None:
         """Return why processes would be no faster: what the pickling of values takes."""
@@ -181,7 +224,7 @@ class AutoSegment(PoolSegment):
             return f"handing an item over would cost {1e6 * (_HOP + travel):.0f} us, as much as its work ({1e6 * each:.0f} us) can gain"
         return None
 
-    def _left(self) -> float:
+    def _left(self, workers: float) -> float:
         """Return the seconds of work that are left, one after the other; many where nobody knows."""
         run, stats = self.run, self.stats[0]
         entered = run.source.sourced
@@ -190,10 +233,15 @@ class AutoSegment(PoolSegment):
         # What the inputs so far have become here, with what waits: so many will all of them become.
         expected = (stats.started + self.queued()) / entered * run.total
         units = max(1, self.batch)
-        workers = max(1.0, self._scout.scaling().workers) if self._scout is not None else 1.0
         return float(max(0.0, expected - stats.left) / units * self.cost / workers)
 
     # On the loop.
+
+    def _more_threads(self) -> None:
+        """Let other threads join the first one."""
+        if self._single:
+            self._single = False
+            self.run.schedule()
 
     def _names(self) -> str:
         return " + ".join(stage.name for stage in self.stages)
@@ -208,9 +256,9 @@ class AutoSegment(PoolSegment):
         )
 
     def _begin_to_move(self, scaling: Scaling) -> None:
-        """Start the processes; the threads go on meanwhile."""
+        """Take processes that are there, start those that are not, and let one thread go on meanwhile."""
         run = self.run
-        if self._settled or self._in_processes is not None or run.halted or self.done:
+        if self._settled or run.halted or self.done:
             return
         self._scaling = scaling
         spec = Spec(
@@ -224,14 +272,26 @@ class AutoSegment(PoolSegment):
             lanes = [run.pool.lane("processes") for _ in range(self.limit)]
         except TournantError:  # The pool was shut down: the next chunk tells.
             return
+        cold = [lane for lane in lanes if not lane.since or perf_counter() - lane.since < _BOOTED]
+        self._starting = self._spawning = len(cold)
+        self._ready = len(lanes) - len(cold)
         self._in_processes = spec
-        self._starting = len(lanes)
+        self._single = False
         for lane in lanes:
-            lane.jobs.put(functools.partial(self._get_ready, lane, spec))
+            if lane in cold:
+                lane.jobs.put(functools.partial(self._get_ready, lane, spec))
+            else:
+                run.pool.put_back(lane)
+        if not self.flat:
+            for chunk in list(self.chunks):
+                chunk.recalled = True
 
     def _get_ready(self, lane: Lane, spec: Spec) -> None:
         """Have a process start and define the stage; on the lane's thread."""
         problem: BaseException | None = None
+        # The first that a lane does is to spawn its process, so that is over.
+        with contextlib.suppress(RuntimeError):
+            self.run.loop.call_soon_threadsafe(self._one_spawned)
         try:
             problem = lane.ready(spec)
         except BaseException as error:
@@ -240,26 +300,26 @@ class AutoSegment(PoolSegment):
         with contextlib.suppress(RuntimeError):  # The run may be over.
             self.run.loop.call_soon_threadsafe(self._one_ready, problem)
 
+    def _one_spawned(self) -> None:
+        self._spawning -= 1
+        self.run.schedule()
+
     def _one_ready(self, problem: BaseException | None) -> None:
         self._starting -= 1
         if self._settled or self.run.closed:
             return
-        assert self._scaling is not None
         if problem is not None:
+            assert self._scaling is not None
             self._stay(
                 f"it can't be set up in a worker process ({type(problem).__name__}: {problem})",
                 self._scaling,
             )
             return
-        if not self._ready:
-            now = self._scout.scaling() if self._scout is not None else self._scaling
-            if now.verdict in ("scales", "waits"):
-                # It was the imports of the first calls, or something else that has passed.
-                self._settled = True
-                self._stop_looking()
-                return
-            self._move()
         self._ready += 1
+        for chunk in list(self.chunks):
+            # One more than there are slots for is at work: it makes room.
+            if not self.flat and chunk.lane is not None and chunk.lane.kind == "threads":
+                chunk.recalled = True
         self.run.schedule()
 
     def _move(self) -> None:
@@ -276,7 +336,7 @@ class AutoSegment(PoolSegment):
             f'time could run Python code ({_measured(self._scaling)}). Give it on="processes" to begin there'
         )
 
-    def _go_back(self, error: NotPicklable) -> None:
+    def _go_back(self, why: str) -> None:
         if self._settled:
             return
         self._settled = True
@@ -284,7 +344,7 @@ class AutoSegment(PoolSegment):
         for stats in self.stats:
             stats.on = "threads"
         self._tell(
-            f'stage {self._names()} (on="auto") went back to threads: {error}. The items concerned ran again there'
+            f'stage {self._names()} (on="auto") went back to threads: {why}. The items concerned ran again there'
         )
 
     def _tell(self, text: str) -> None:
@@ -331,7 +391,7 @@ class AutoSegment(PoolSegment):
             or chunk.lane.kind != "processes"
         ):
             return False
-        self._go_back(error)
+        self._go_back(str(error))
         return True
 
     def halt(self) -> None:
@@ -346,4 +406,4 @@ class AutoSegment(PoolSegment):
 
 
 def _measured(scaling: Scaling) -> str:
-    return f"{scaling.workers:.1f} threads at work used {scaling.cores:.1f} cores"
+    return f"{scaling.workers:.1f} at work used {scaling.cores:.1f} cores, and for {scaling.waited:.0%} of the time the lock was held"

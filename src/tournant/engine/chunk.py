@@ -36,12 +36,13 @@ class Chunk:
         odd: units of a part that went wrong, while the part is taken.
         held: parts that the lane has sent without having got the word to go on.
         abandoned: nobody wants its results any more.
+        recalled: its thread is to stop after the present item; what it has done counts.
         ticket: what travels in place of its value where the stage has a limit; otherwise ``None``.
     """
 
     __slots__ = (
         "abandoned", "announce", "attempt", "children", "count", "finished", "gate", "held", "hold", "items", "lane", "odd",
-        "outbox", "paused", "paused_at", "progress", "reported", "reserved", "segment", "sent", "skip", "spec", "spent",
+        "outbox", "paused", "paused_at", "progress", "recalled", "reported", "reserved", "segment", "sent", "skip", "spec", "spent",
         "ticket", "timed_out", "told", "values", "waited",
     )  # fmt: skip
 
@@ -75,7 +76,7 @@ class Chunk:
         self.paused_at = 0.0
         self.held = 0
         self.reserved = 0
-        self.abandoned = False
+        self.abandoned = self.recalled = False
         self.timed_out = False
         self.ticket: Ticket | None = None
         self.sent = self.told = self.waited = 0.0
@@ -97,7 +98,7 @@ class Chunk:
         """Wait while a fan-out is held back; tell whether the rest is wanted."""
         if self.segment.flat and not self.abandoned:
             self.gate.acquire()
-        return not self.abandoned
+        return not (self.abandoned or self.recalled)
 
     def failed(self, error: BaseException) -> None:
         """Carry the news that the chunk could not start."""

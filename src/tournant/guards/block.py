@@ -106,7 +106,8 @@ class Block:
         self.lasting = self.told = self.examined = False
         self.wait: Wait | None = None
         self.cpu = self.queued = self.paused = self.stalled = self.locked = 0.0
-        self.worked = self.loop_worked = self._most = 0.0
+        self.worked = self.loop_worked = 0.0
+        self._most = (False, 0.0)
         self.worker: tuple[Place, str] | None = None
         self.holding: Place | None = None
         self.stage: str | None = None
@@ -129,11 +130,15 @@ class Block:
             if spent:
                 self.worked += sum(spent.values())
                 most = max(spent, key=spent.__getitem__)
-                if spent[most] > self._most and (frames := places.frames_of_native(most)):
-                    self._most = spent[most]
+                if frames := places.frames_of_native(most):
                     guilty = places.culprit(frames)
                     assert guilty is not None
-                    self.worker = places.place_of(guilty), places.written(frames)
+                    place = places.place_of(guilty)
+                    # It may have come back from the user's code by the time that anybody could look.
+                    seen = (places.owner(place.file) == "user", spent[most])
+                    if seen > self._most:
+                        self._most = seen
+                        self.worker = place, places.written(frames)
         else:
             self.stalled += min(tick.stopped, late)
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
 _LINUX = sys.platform == "linux"
 #: Bits of a Linux clock id that mean "the CPU time of one thread" (``CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED``).
 _PER_THREAD = 4 | 2
+_LONGEST = 128
+_libc: Any = None
+_buffer: Any = None
 
 try:
     import resource
@@ -43,15 +47,49 @@ def switches() -> int | None:
     return resource.getrusage(_USAGE).ru_nvcsw
 
 
+def prepare() -> None:
+    """Let `queued_seconds` answer without giving the interpreter lock away, from now on.
+
+    Reading a file gives it away, and behind threads that compute it takes some ten milliseconds to get it back: three times for
+    one answer, so the watchdog would mostly wait for itself.
+    """
+    global _libc, _buffer
+    if _LINUX and _libc is None:
+        try:
+            import ctypes
+
+            _libc = ctypes.PyDLL(None)
+            _libc.read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+            _buffer = ctypes.create_string_buffer
+        except (ImportError, OSError, AttributeError):
+            _libc = None
+
+
 def queued_seconds(thread: int) -> float | None:
     """Return how long a thread has been ready to run without getting a core; ``None`` where the system doesn't tell."""
     if not _LINUX:
         return None
+    path = f"/proc/self/task/{thread}/schedstat"
     try:
-        with open(f"/proc/self/task/{thread}/schedstat", "rb") as file:
-            return int(file.read().split()[1]) / 1e9
+        return int(_contents(path).split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _contents(path: str) -> bytes:
+    libc = _libc
+    if libc is None:
+        with open(path, "rb") as file:
+            return file.read()
+    descriptor = libc.open(path.encode(), os.O_RDONLY | os.O_CLOEXEC)
+    if descriptor < 0:
+        return b""
+    try:
+        buffer = _buffer(_LONGEST)
+        length = libc.read(descriptor, buffer, _LONGEST)
+        return bytes(buffer.raw[: max(0, int(length))])
+    finally:
+        libc.close(descriptor)
 
 
 def memory_bytes() -> int:

@@ -59,6 +59,7 @@ class Crowd:
         self._lines = Lines()
         self._probe = GilProbe()
         self._probe.add("threads", lambda: self._active)
+        self._probe.prepare()
         self.told = False
 
     def hurry(self) -> bool:

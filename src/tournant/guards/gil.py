@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from tournant.guards.clocks import cpu_seconds, queued_seconds
+from tournant.guards.clocks import cpu_seconds, prepare, queued_seconds
 
 #: Seconds with two or more busy threads before there is a verdict.
 ENOUGH = 0.3
@@ -36,6 +36,8 @@ ALL = 0.9
 LOOKS = 8
 #: Cores that a process behind the lock can use: one, and what is done while nobody needs the lock.
 ONE_CORE = 1.3
+#: Cores that it uses at the least: with less it is the machine that has none to give, and nothing can be told.
+MOST_OF_ONE = 0.6
 #: Share of wake-ups that must have waited for the lock.
 MOSTLY = 0.5
 #: Share of the process's CPU time that must be the stage's own: others may hold the lock too.
@@ -162,8 +164,14 @@ class GilProbe:
         from tournant.guards import patrol
 
         if not self._started:
+            self.prepare()
             self._started = True
             patrol.join(self)
+
+    def prepare(self) -> None:
+        """Read now what has to be read from files: behind the interpreter lock it would take a second."""
+        prepare()
+        self._available()
 
     def stop(self) -> None:
         """End it. What was measured stays."""
@@ -235,7 +243,7 @@ class GilProbe:
                 gil_enabled()
                 and waited >= MOSTLY
                 and group.looks >= LOOKS
-                and process <= ONE_CORE
+                and MOST_OF_ONE <= process <= ONE_CORE
                 and cores >= OWN * process
                 and group.wanted <= ALL * workers * group.both
             )

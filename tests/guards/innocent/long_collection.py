@@ -12,7 +12,8 @@ async def main():
         await asyncio.sleep(0)
     gc.enable()
     await asyncio.sleep(0.1)
-    gc.collect()
+    for _ in range(4):
+        gc.collect()
     await asyncio.sleep(0.1)
     gc.freeze()
     del kept

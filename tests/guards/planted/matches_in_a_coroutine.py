@@ -4,13 +4,13 @@ import asyncio
 import re
 
 
-def valid(text):
-    return re.match(r"(a+)+$", text) is not None  # mistake
+def valid(texts):
+    return [re.match(r"(a+)+$", text) is not None for text in texts]  # mistake
 
 
 async def main():
     await asyncio.sleep(0.1)
-    valid("a" * 25 + "b")
+    valid(["a" * 25 + "b"] * 3)
     await asyncio.sleep(0.1)
 
 

@@ -5,7 +5,7 @@ import asyncio
 
 def render(number):
     text = []
-    for n in range(6_000_000):
+    for n in range(16_000_000):
         text.append(n)  # mistake
         if len(text) > 100:
             text.clear()

@@ -4,12 +4,13 @@ import asyncio
 import re
 
 
-def check(text):
-    return re.match(r"(a+)+$", text)  # mistake
+def check(texts):
+    for text in texts:
+        re.match(r"(a+)+$", text)  # mistake
 
 
 async def main():
-    waiting = asyncio.create_task(asyncio.to_thread(check, "a" * 25 + "b"))
+    waiting = asyncio.create_task(asyncio.to_thread(check, ["a" * 25 + "b"] * 3))
     while not waiting.done():
         await asyncio.sleep(0.01)
     await waiting

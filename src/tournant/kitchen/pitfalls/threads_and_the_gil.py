@@ -19,7 +19,7 @@ def timed(work):
     return time.perf_counter() - began
 
 
-GRAINS = 8_000_000
+GRAINS = 20_000_000
 with ThreadPoolExecutor(2) as cooks:
     alone = timed(lambda: list(map(season, [GRAINS, GRAINS])))
     both = timed(lambda: list(cooks.map(season, [GRAINS, GRAINS])))

@@ -20,7 +20,7 @@ def timed(work):
     return time.perf_counter() - began
 
 
-GRAINS = 8_000_000
+GRAINS = 20_000_000
 tn.map(season, [1] * 8, on="processes")  # starts the processes
 alone = timed(lambda: list(map(season, [GRAINS, GRAINS])))
 both = timed(lambda: tn.map(season, [GRAINS, GRAINS], on="processes"))
