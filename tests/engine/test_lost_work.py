@@ -672,3 +672,19 @@ def test_a_script_hears_of_its_forgotten_await(tmp_path):
     )
     assert f"note() was made at {Path(script)}:8 and never awaited" in done.stdout
     assert done.stderr == ""
+
+
+def test_outside_of_runs_a_forgotten_await_is_warned_of_as_ever():
+    """From the user's line and in Python's own words, though a run has been before."""
+    tn.Pipeline([1]).map(abs, on="loop").run()
+
+    async def forgotten():
+        pass
+
+    with pytest.warns(RuntimeWarning, match="never awaited") as seen:
+        forgotten()
+    (warning,) = seen
+    assert warning.filename == __file__
+    assert str(warning.message) == (
+        "coroutine 'test_outside_of_runs_a_forgotten_await_is_warned_of_as_ever.<locals>.forgotten' was never awaited"
+    )

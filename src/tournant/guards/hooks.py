@@ -7,6 +7,7 @@ of their own on top meanwhile, ours stays below it and does nothing.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import warnings
@@ -39,7 +40,8 @@ class Watcher(Protocol):
 _watchers: list[Watcher] = []
 _lock = threading.RLock()
 _undo: list[Callable[[], None]] = []
-_standard_warning = getattr(warnings, "_warn_unawaited_coroutine", None)
+#: Where this package lies.
+_HOME = os.path.dirname(os.path.dirname(__file__)) + os.sep
 #: Loop classes whose ``run_forever`` is ours.
 _patched: set[type] = set()
 
@@ -158,23 +160,35 @@ def _leaving_by_error() -> bool:
 
 
 def _hearing_of_coroutines(warn: Callable[[Any], None]) -> Callable[[Any], None]:
-    standard = _standard_warning
-
     def heard(coroutine: Any) -> None:
         for one in _watchers:
             one.never_awaited(coroutine)
-        if warn is not standard or not Origins.tracking:
-            warn(coroutine)
-            return
-        # What the program would have said without us: from the same line, and without the origin that only we asked for.
-        warnings.warn(
-            f"coroutine '{coroutine.__qualname__}' was never awaited",
-            category=RuntimeWarning,
-            stacklevel=2,
-            source=coroutine,
-        )
+        warn_as_ever(coroutine, warn)
 
     return heard
+
+
+def warn_as_ever(coroutine: Any, warn: Callable[[Any], None]) -> None:
+    """Say of a coroutine that was never awaited what the program would have said without us, from the same line.
+
+    Args:
+        coroutine: the coroutine, which is being freed.
+        warn: what would have been called for it.
+    """
+    standard = getattr(warn, "__module__", "") == "warnings"
+    if not standard or (coroutine.cr_origin and not Origins.tracking):
+        warn(coroutine)
+        return
+    # Python's own function counts the frames above it, and ours lie in between; the origin is known because we asked for it.
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HOME):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"coroutine '{coroutine.__qualname__}' was never awaited",
+        category=RuntimeWarning,
+        stacklevel=level,
+        source=coroutine,
+    )
 
 
 class Complaints:

@@ -109,7 +109,12 @@ def _never_awaited(coroutine: Any) -> None:
     if left is not None and _collecting != threading.get_ident() and left.mine():
         left[Forgotten(coroutine)] = None
     elif _original is not None:
-        _original(coroutine)
+        try:
+            from tournant.guards.hooks import warn_as_ever
+        except ImportError:  # The interpreter is about to end.
+            _original(coroutine)
+        else:
+            warn_as_ever(coroutine, _original)
 
 
 def _place_of(coroutine: Any) -> tuple[tuple[str, int] | None, bool]:
