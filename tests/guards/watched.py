@@ -1,9 +1,10 @@
-"""Run one program under the guards, and write what they found as JSON: `python watched.py PROGRAM RESULT`."""
+"""Run one program under the guards, and write what they found as JSON, with the cores it used: `python watched.py PROGRAM RESULT`."""
 
 import json
 import os
 import runpy
 import sys
+import time
 from pathlib import Path
 
 from tournant.guards import places
@@ -13,7 +14,8 @@ program, result = sys.argv[1:]
 
 
 def write(found):
-    text = json.dumps([finding.as_dict() for finding in found])
+    cores = (time.process_time() - computed) / (time.perf_counter() - began)
+    text = json.dumps({"findings": [finding.as_dict() for finding in found], "cores": cores})
     Path(result + ".part").write_text(text)
     os.replace(result + ".part", result)
 
@@ -26,6 +28,7 @@ def report(finding):
 
 
 places.declare(program)
+began, computed = time.perf_counter(), time.process_time()
 with watch(report=report) as guards:
     main = runpy.run_path(program, run_name="__main__")
 found = [*guards.findings, *(one for one in guards.notices if one.kind == "unbounded-tasks")]
