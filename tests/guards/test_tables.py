@@ -6,20 +6,34 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(400)]
 
 HERE = Path(__file__).parent
 PLANTED = sorted((HERE / "planted").glob("*.py"))
 INNOCENT = sorted((HERE / "innocent").glob("*.py"))
 
 
-#: How often a program that needs a whole core is run at most, where other programs of the machine have taken it away.
-TRIES = 5
+#: What it takes to run a program that needs a whole core again, because other programs of the machine have taken it away: fewer cores
+#: than this, at most so many times, and for at most so many seconds in all.
+A_CORE, TRIES, SECONDS = 0.75, 5, 150
+#: What only who has a core can do.
+HUNGRY = ("cpu", "another thread", "gil-bound")
+
+
+def expected(program):
+    """What a planted program's first line says: kind, verdict (empty if it has none), stage, and the line of the mistake."""
+    text = program.read_text()
+    kind, *details = [part.strip() for part in text.split("expect:")[1].split('"""')[0].split(",")]
+    stage = next((part[6:] for part in details if part.startswith("stage ")), None)
+    verdict = next((part for part in details if not part.startswith("stage ")), "")
+    (line,) = [n for n, source in enumerate(text.splitlines(), 1) if source.endswith("# mistake")]
+    return kind, verdict, stage, line
 
 
 def run(program: Path, folder: Path):
@@ -30,7 +44,7 @@ def run(program: Path, folder: Path):
         [sys.executable, str(HERE / "watched.py"), str(program), str(result)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         env={**os.environ, "TOURNANT_GUARDS": "1", "PYTHONWARNINGS": "default"},
     )
     assert result.exists(), f"{program.name}: {child.returncode}\n{child.stderr}"
@@ -43,19 +57,21 @@ def found(tmp_path_factory):
     """Run every program once, a few at a time; give for each what was found."""
     folder = tmp_path_factory.mktemp("found")
     shown = {}
-    for program in PLANTED:
-        if "expect: gil-bound" not in program.read_text():
-            continue
-        # Threads that share the interpreter lock use one core. Where the machine has none to give, nothing is told of the lock.
+    due = time.monotonic() + SECONDS
+    hungry = [path for path in PLANTED if expected(path)[1] in HUNGRY]
+    for program in hungry:
+        kind, verdict, _, _ = expected(program)
         for _ in range(TRIES):
             findings, cores = run(program, folder)
-            if cores > 0.9 or any(one["kind"] == "gil-bound" for one in findings):
+            if cores >= A_CORE or any(
+                (f["kind"], f["verdict"]) == (kind, verdict) for f in findings
+            ):
                 shown[program] = findings
                 break
+            if time.monotonic() > due:
+                break
     with ThreadPoolExecutor(3) as pool:
-        others = [
-            path for path in [*PLANTED, *INNOCENT] if "expect: gil-bound" not in path.read_text()
-        ]
+        others = [path for path in [*PLANTED, *INNOCENT] if path not in hungry]
         shown |= dict(zip(others, pool.map(lambda path: run(path, folder)[0], others), strict=True))
     return shown
 
@@ -67,26 +83,27 @@ def test_there_are_twelve_of_each():
 
 @pytest.mark.parametrize("program", PLANTED, ids=lambda path: path.stem)
 def test_a_planted_mistake_is_reported_at_its_line(program, found):
-    text = program.read_text()
-    kind, *details = [part.strip() for part in text.split("expect:")[1].split('"""')[0].split(",")]
-    stage = next((part[6:] for part in details if part.startswith("stage ")), None)
-    (line,) = [n for n, source in enumerate(text.splitlines(), 1) if source.endswith("# mistake")]
+    kind, verdict, stage, line = expected(program)
     if program not in found:
         pytest.skip("the machine has no core to give")
     findings = found[program]
-    wanted = [one for one in findings if one["kind"] == kind]
-    assert wanted, findings
-    (finding,) = wanted
+    (finding,) = [one for one in findings if one["kind"] == kind] or [None]
+    assert finding is not None, findings
+    assert (finding["verdict"], finding["stage"]) == (verdict, stage)
+    if not finding["file"]:
+        # One call of native code, and the thread had gone on by the time that it could be looked at.
+        assert "had ended before anybody could look" in finding["text"]
+        assert program.stem.startswith("one_match"), finding
+        return
     assert Path(finding["file"]).name == program.name
-    if kind == "gil-bound" or finding["verdict"] == "cpu":
+    assert f"{program.name}:{finding['line']}" in finding["text"]
+    if "in or just before" in finding["text"]:
+        assert line <= finding["line"] <= line + 3, finding
+    elif verdict in HUNGRY:
         # Where a loop of a few lines computes, any of them may have been seen most.
         assert abs(finding["line"] - line) <= 3, finding
     else:
         assert finding["line"] == line, finding
-    if details and not details[0].startswith("stage"):
-        assert finding["verdict"] == details[0]
-    assert finding["stage"] == stage
-    assert f"{program.name}:{finding['line']}" in finding["text"]
 
 
 @pytest.mark.parametrize("program", INNOCENT, ids=lambda path: path.stem)

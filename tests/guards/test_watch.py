@@ -81,6 +81,42 @@ def test_the_watchdog_thread_is_gone_when_nobody_is_watched():
     assert not patrol.on_patrol()
 
 
+#: A program that is watched to its very end, and has no memory left when it ends; the end takes longer than the watchdog sleeps.
+NO_MEMORY = """
+import resource, time
+import tournant as tn
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.3)
+tn.watch(report=None).__enter__()
+time.sleep(0.2)
+import builtins
+builtins.slow = Slow()
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+"""
+
+
+def test_the_watchdog_thread_is_gone_before_the_interpreter_is():
+    child = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=60
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+def test_watching_begins_after_the_end_too():
+    program = (
+        "import atexit, asyncio, tournant as tn\n"
+        "def late():\n    with tn.watch():\n        asyncio.run(asyncio.sleep(0.01))\n    print('well')\n"
+        "atexit.register(late)\nwith tn.watch():\n    pass\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (child.returncode, child.stdout, child.stderr) == (0, "well\n", "")
+
+
 def test_inside_a_coroutine_the_running_loop_is_watched_and_then_no_more():
     async def main():
         with tn.watch(report=None) as guards:

@@ -92,6 +92,9 @@ class Block:
         worked: CPU seconds of other threads while the watchdog didn't get the lock.
         loop_worked: the same of the loop's thread.
         worker: where the busiest other thread stood, and its stack.
+        worker_name: that thread's name.
+        looks_at_worker: how often it was seen there.
+        gripped: CPU seconds that the loop's thread used in one stretch in which nobody else got the lock: one call of native code.
         holding: where the code holds an asyncio lock.
         stage: the stage for the listener that is being told.
         suspects: who held the loop, one after the other.
@@ -109,6 +112,9 @@ class Block:
         self.worked = self.loop_worked = 0.0
         self._most = (False, 0.0)
         self.worker: tuple[Place, str] | None = None
+        self.worker_name = ""
+        self.looks_at_worker = 0
+        self.gripped = 0.0
         self.holding: Place | None = None
         self.stage: str | None = None
         self.suspects: list[Suspect] = []
@@ -126,7 +132,9 @@ class Block:
         if tick.lock_waited:
             self.locked += late
             spent = dict(tick.spent)
-            self.loop_worked += spent.pop(native, 0.0)
+            own = spent.pop(native, 0.0)
+            self.loop_worked += own
+            self.gripped = max(self.gripped, min(own, late - tick.blind))
             if spent:
                 self.worked += sum(spent.values())
                 most = max(spent, key=spent.__getitem__)
@@ -134,11 +142,16 @@ class Block:
                     guilty = places.culprit(frames)
                     assert guilty is not None
                     place = places.place_of(guilty)
+                    if self.worker is not None and place == self.worker[0]:
+                        self.looks_at_worker += 1
                     # It may have come back from the user's code by the time that anybody could look.
                     seen = (places.owner(place.file) == "user", spent[most])
                     if seen > self._most:
+                        if self.worker is None or place != self.worker[0]:
+                            self.looks_at_worker = 1
                         self._most = seen
                         self.worker = place, places.written(frames)
+                        self.worker_name = places.name_of_native(most)
         else:
             self.stalled += min(tick.stopped, late)
 
@@ -181,12 +194,17 @@ class Block:
         if (machine >= _MOST * seconds and self.cpu < threshold) or starting:
             return MACHINE, machine
         if suspect is None or suspect.identity is None:
+            if self.gripped >= threshold:
+                return CPU, self.gripped
             return ("", 0.0) if seconds - machine >= threshold else (MACHINE, machine)
         if suspect.debugged:
             return DEBUGGER, seconds
         if suspect.importing:
             return IMPORT, seconds
-        computes = self.cpu >= _MOST * (seconds - machine)
+        computes = self.cpu >= _MOST * (seconds - machine) or (
+            # On a busy machine it also waits for whoever looks at it. A blocking call stands still, though.
+            machine >= _MOST * seconds and self.cpu >= threshold and len(suspect.stood) > 1
+        )
         held = suspect.seconds
         own = held - machine - self.paused
         if computes:

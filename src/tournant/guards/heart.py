@@ -141,29 +141,39 @@ class Heart:
 
     def _read(self, block: Block, tick: patrol.Tick) -> None:
         """Read the stack into `block`."""
-        block.seen(tick, self.native)
         frames, task = self._stack()
+        guilty = places.culprit(frames) if frames else None
+        # Before anything that may give the interpreter lock away, and let the loop go on.
+        place = places.place_of(guilty) if guilty is not None else None
+        stood = (guilty.f_lasti, frames[0].f_lasti, len(frames)) if guilty is not None else ()
+        if self._rang and self._rang[-1][0] == block.due:
+            return  # It came while we looked: this is the stack of something else.
         identity: Any = task
         if not frames:
             identity = None
         elif task is None:
             identity = frames[-1]
-        if self._rang and self._rang[-1][0] == block.due:
-            return  # It came while we looked: this is the stack of something else.
-        suspect = block.suspects[-1] if block.suspects else None
+        before = block.suspects[-1] if block.suspects else None
+        stages: list[tuple[Any, str | None]] = []
+        if place is not None and (before is None or before.identity is not identity):
+            stages = [(one, one.stage_of(frames, task)) for one in list(self.listeners)]
+        block.seen(tick, self.native)
+        suspect = before
         if suspect is None or suspect.identity is not identity:
-            since = block.began if suspect is None else max(suspect.until, tick.now - tick.late)
+            seen = tick.late - tick.blind
+            since = (
+                min(tick.now, block.began + tick.blind)
+                if suspect is None
+                else max(suspect.until, tick.now - seen)
+            )
             suspect = Suspect(identity, task, since)
+            suspect.stages = stages
             block.suspects.append(suspect)
         suspect.until = tick.now
-        if not frames:
+        if place is None:
             return
-        guilty = places.culprit(frames)
-        if guilty is None:
-            return
-        place = places.place_of(guilty)
         suspect.places[place] += 1
-        suspect.stood.add((guilty.f_lasti, frames[0].f_lasti, len(frames)))
+        suspect.stood.add(stood)
         if place not in suspect.stacks:
             suspect.stacks[place] = places.written(frames)
         if suspect.places.total() == 1:
@@ -172,7 +182,6 @@ class Heart:
             suspect.starting = any(frame.f_code is _THREAD_START for frame in frames[:6])
             if block.holding is None:
                 block.holding = waits.holding(frames)
-            suspect.stages = [(one, one.stage_of(frames, task)) for one in list(self.listeners)]
         lasted = tick.now - block.began
         if lasted > HANGS and not block.examined:
             block.examined = True
@@ -219,7 +228,14 @@ class Heart:
             block.cpu = cpu
             block.queued = max(0.0, (queued_seconds(self.native) or 0.0) - block.queued_before)
             if block.suspects:
-                block.suspects[-1].until = rang
+                last = block.suspects[-1]
+                unseen = rang - last.until
+                # While the watchdog had no core, one may have come after the other.
+                last.until += (
+                    max(0.0, unseen - tick.blind)
+                    if tick is not None
+                    else min(unseen, 2 * patrol.CALM)
+                )
             self._tell(block, rang)
 
     def _tell(self, block: Block, now: float, *, lasting: bool = False) -> None:

@@ -20,10 +20,11 @@ from tournant.guards.block import (
     duration,
 )
 from tournant.guards.finding import Finding
-from tournant.guards.places import Place
+from tournant.guards.places import Place, owner
 
 #: Seconds from which on a loop counts as blocked.
 THRESHOLD = 0.1
+ENDED = "in a call of native code that had ended before anybody could look"
 _MENDS = {
     CPU: "Move the work out of the loop: to a process if it is Python code (asyncio.to_thread helps only where native code "
     "releases the interpreter lock)",
@@ -143,9 +144,17 @@ def _finding(block: Block, verdict: str, seconds: float) -> Finding:
     suspect = block.suspect()
     place = (suspect and suspect.place()) or Place("", 0, "the loop itself")
     stack = suspect.stacks.get(place, "") if suspect is not None else ""
+    #: Native code that holds the interpreter lock is seen at its end at the earliest, or a line or two later.
+    where = "in"
     if verdict == OTHER:
         assert block.worker is not None
         place, stack = block.worker
+        where = "in" if block.looks_at_worker > 1 else "in or just before"
+        if owner(place.file) != "user":
+            # It is back in its pool, or has been given something else to do.
+            place, stack = Place("", 0, "?"), ""
+    elif verdict == CPU and suspect is not None and suspect.places.total() == 1 and block.gripped:
+        where = "in or just before"
     still = " so far" if block.lasting else ""
     who = (
         f"stage {block.stage!r} blocked the event loop"
@@ -155,14 +164,16 @@ def _finding(block: Block, verdict: str, seconds: float) -> Finding:
     if suspect is not None and suspect.task is not None and not block.stage:
         who += f" by the task {suspect.task.get_name()!r}"
     line = f": `{place.source}`" if place.source else ""
-    text = f"{who} for {duration(seconds)}{still} in {place}{line}"
+    at = f"{where} {place}{line}" if place.file else ENDED
+    text = f"{who} for {duration(seconds)}{still} {at}"
     if verdict == DEADLOCK:
         assert block.wait is not None
         text = f"{who} and hangs in {place}{line}: {block.wait.what}. {_upper(block.wait.mend)}"
     elif verdict == OTHER:
+        other = f"the thread {block.worker_name!r}" if block.worker_name else "another thread"
         text = (
-            f"the event loop stood still for {duration(seconds)} because another thread held the interpreter lock in {place}"
-            f"{line}. Move that work to a process"
+            f"the event loop stood still for {duration(seconds)} because {other} held the interpreter lock {at}. Move that work to "
+            "a process"
         )
     elif verdict in INNOCENT:
         what = {

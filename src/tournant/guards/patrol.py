@@ -1,23 +1,25 @@
 """The process's one watchdog thread: it wakes up, notes how late it is itself and why, and lets everybody who joined take a look.
 
-It starts when the first joins, and is gone a moment after the last has left.
+It starts when the first joins, and is gone a moment after the last has left, or before the interpreter ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import threading
-import time
 from time import perf_counter
 from typing import Protocol
 
-from tournant.guards.clocks import cpu_seconds, queued_seconds, switches
+from tournant.guards.clocks import cpu_seconds, prepare, queued_seconds, switches
 
 #: Seconds between two looks: while all is well, and while something is being looked into.
 CALM, HURRY = 0.05, 0.02
 _MOST_THREADS = 64
+#: Seconds that the interpreter's end waits for the thread's.
+_FAREWELL = 5.0
 _log = logging.getLogger("tournant.guards")
 
 
@@ -31,9 +33,10 @@ class Tick:
         stopped: the part of that in which it was neither waiting for a core nor for the interpreter lock: the machine, or the process,
             stood still.
         lock_waited: whether it waited for the interpreter lock for a switch interval or longer.
+        blind: the part of `late` in which it waited for a core, or can't tell what for: meanwhile the program may have done anything.
     """
 
-    __slots__ = ("_before", "_cpu", "last", "late", "lock_waited", "now", "stopped")
+    __slots__ = ("_before", "_cpu", "blind", "last", "late", "lock_waited", "now", "stopped")
 
     def __init__(
         self, now: float, last: float, late: float, lock_waited: bool, before: Tick | None
@@ -43,6 +46,7 @@ class Tick:
         self.late = late
         self.lock_waited = lock_waited
         self.stopped = 0.0
+        self.blind = 0.0
         self._cpu: dict[int, float] | None = None
         if before is not None:
             before._before = None
@@ -83,19 +87,31 @@ class _Patrol:
     def __init__(self) -> None:
         self.members: list[Member] = []
         self.ended = False
+        # Held until the end: waiting for it with a timeout is a sleep that can be cut short.
+        self._stop = threading.Lock()
+        self._stop.acquire()
         self.thread = threading.Thread(target=self._run, name="tournant-watchdog", daemon=True)
+
+    def end(self) -> None:
+        """Have the thread end, and wait for it.
+
+        A thread that wakes up when the interpreter is half gone is killed on the spot, and that takes the process down where no memory
+        is left to do it.
+        """
+        self._stop.release()
+        self.thread.join(_FAREWELL)
 
     def _run(self) -> None:
         last = perf_counter()
         me = threading.get_native_id()
-        given, queued = switches(), queued_seconds(me) or 0.0
+        given, queued, prepared = switches(), 0.0, False
         tick = Tick(last, last, 0.0, False, None)
         _ = tick.cpu
         delay = CALM
         while True:
-            time.sleep(delay)
+            told = self._stop.acquire(timeout=delay)
             now = perf_counter()
-            if self._over():
+            if told or self._over():
                 return
             after = switches()
             late = max(0.0, now - last - delay)
@@ -109,10 +125,21 @@ class _Patrol:
             else:
                 lock_waited = late > 0.8 * interval
             tick = Tick(now, last, late, lock_waited, tick)
-            stood = queued_seconds(me) or 0.0
-            if not lock_waited:
-                tick.stopped = max(0.0, late - (stood - queued))
-            queued = stood
+            # Reading a file gives the lock away, and whoever held it would have gone on before anybody looked.
+            if not prepared:
+                # Each time that it asked for the lock in vain took one interval.
+                asked = (
+                    (after - given - 1) * interval
+                    if given is not None and after is not None and lock_waited
+                    else 0.0
+                )
+                tick.blind = max(0.0, late - asked)
+            else:
+                stood = queued_seconds(me) or 0.0
+                if not lock_waited:
+                    tick.stopped = max(0.0, late - (stood - queued))
+                tick.blind = min(late - tick.stopped, stood - queued)
+                queued = stood
             delay = CALM
             for member in list(self.members):
                 try:
@@ -123,6 +150,10 @@ class _Patrol:
                     # A guard that fails must not take the others along, nor the program.
                     _log.exception("a guard failed: %r. It has been switched off", member)
                     leave(member)
+            if not prepared:
+                # Not before the first look: a run may be over by then.
+                prepare()
+                prepared, queued = True, queued_seconds(me) or 0.0
             last = perf_counter()
             given = switches()
 
@@ -135,16 +166,25 @@ class _Patrol:
 
 _lock = threading.Lock()
 _patrol: _Patrol | None = None
+_registered = _over = False
 
 
 def join(member: Member) -> None:
     """Have `member` look from now on."""
-    global _patrol
+    global _patrol, _registered
     with _lock:
+        if not _registered:
+            _registered = True
+            atexit.register(_at_exit)
         if _patrol is None or _patrol.ended:
             _patrol = _Patrol()
             _patrol.members.append(member)
-            _patrol.thread.start()
+            try:
+                if _over:
+                    raise RuntimeError("the interpreter ends")
+                _patrol.thread.start()
+            except RuntimeError:  # Nor if there is no room for a thread: then nobody watches, and the program goes on.
+                _patrol.ended = True
         elif member not in _patrol.members:
             _patrol.members.append(member)
 
@@ -163,6 +203,17 @@ def on_patrol() -> bool:
     """Tell whether the watchdog thread is there."""
     patrol = _patrol
     return patrol is not None and patrol.thread.is_alive()
+
+
+def _at_exit() -> None:
+    global _over
+    with _lock:
+        _over = True
+        patrol = _patrol
+        if patrol is None or patrol.ended:
+            return
+        patrol.ended = True
+    patrol.end()
 
 
 def _after_fork() -> None:

@@ -124,6 +124,11 @@ def frames_of_native(native: int) -> list[FrameType]:
     return []
 
 
+def name_of_native(native: int) -> str:
+    """Return the name of the thread with this native id; empty if it has ended."""
+    return next((one.name for one in threading.enumerate() if one.native_id == native), "")
+
+
 def culprit(frames: Iterable[FrameType]) -> FrameType | None:
     """Return the frame to name, of frames with the innermost first: the user's own, else a library's, else the innermost."""
     best: FrameType | None = None
@@ -161,8 +166,8 @@ def debugged(frames: Iterable[FrameType]) -> bool:
 def written(frames: Iterable[FrameType], most: int = 12) -> str:
     """Return a stack as text, of frames with the innermost first: the innermost last, at most `most` of them."""
     lines = []
-    for frame in list(frames)[:most]:
-        place = place_of(frame)
+    # All at once: reading the sources gives the interpreter lock away, and the frames go on.
+    for place in [place_of(frame) for frame in list(frames)[:most]]:
         source = place.source
         lines.append(
             f'  File "{place.file}", line {place.line}, in {place.function}'
