@@ -167,3 +167,78 @@ def _in_worker():
 def with_state(value, state):
     time.sleep(0.0005)
     return value, os.getpid()
+
+
+class Local:
+    """What can't leave its process."""
+
+    def __reduce__(self):
+        raise TypeError("it stays")
+
+
+class Odd(Exception):
+    """An exception that can't leave its process either."""
+
+    def __init__(self, number, local):
+        super().__init__(number)
+        self.number = number
+        self.local = local
+
+
+def children_that_stay(n):
+    """Six children; late in the run, the fourth can't travel."""
+    time.sleep(0.0005)
+    for i in range(6):
+        yield n, i, Local() if n >= 400 and n % 7 == 0 and i == 3 else None, os.getpid()
+
+
+class Transient(Exception):
+    pass
+
+
+class Failed:
+    """Who has failed in this process; out of sight of those who look for globals that change."""
+
+    numbers: set[int] = set()
+
+    @classmethod
+    def first(cls, n):
+        known = n in cls.numbers
+        cls.numbers.add(n)
+        return not known
+
+
+def children_at_the_second_try(n):
+    """The same, and in the end it fails, the first time that this process makes the children."""
+    yield from children_that_stay(n)
+    if n % 7 == 0 and Failed.first(n):
+        raise Transient(n)
+
+
+def many_children_that_stay(n):
+    """So many that they come in several parts."""
+    for i in range(300):
+        if i % 60 == 0:
+            time.sleep(0.001)
+        yield n, i, Local() if n >= 40 and i == 200 else None, os.getpid()
+
+
+def children_then_error(n):
+    """Two children, and late in the run an exception that can't travel."""
+    time.sleep(0.0005)
+    yield n, 0
+    yield n, 1
+    if n >= 400 and n % 7 == 0:
+        raise Odd(n, Local())
+
+
+def inputs_that_stay(n):
+    """A value for the next stage; late in the run it can't travel."""
+    time.sleep(0.0005)
+    return n, Local() if n >= 400 and n % 7 == 0 else None
+
+
+def pair(value):
+    time.sleep(0.0005)
+    for i in range(2):
+        yield value[0], i

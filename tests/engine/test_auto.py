@@ -235,6 +235,61 @@ def test_a_value_that_turns_out_not_to_travel_brings_it_back(sure, batches):
         assert report.stages[0].on == "threads"
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(
+    ("fn", "inputs", "each"),
+    [(samples.children_that_stay, 1200, 6), (samples.many_children_that_stay, 120, 300)],
+)
+def test_children_that_can_not_travel_are_made_in_a_thread(sure, fn, inputs, each, ordered):
+    pipeline = tn.Pipeline(range(inputs)).flat_map(fn, on="auto")
+    if ordered:
+        pipeline = pipeline.ordered()
+    values = pipeline.collect()
+    expected = [(n, i) for n in range(inputs) for i in range(each)]
+    got = [(n, i) for n, i, *_ in values]
+    assert (got if ordered else sorted(got)) == expected
+    report = pipeline.run()
+    assert (report.done, report.failed, report.outputs) == (inputs, 0, inputs * each)
+    stats = report.stages[0]
+    assert (stats.items_in, stats.items_out) == (inputs, inputs * each)
+    # Whether it had moved by the time that the child came is the machine's affair.
+    if len(report.warnings) == 2:
+        assert "went back to threads: the result" in report.warnings[1]
+        assert report.stages[0].on == "threads"
+
+
+def test_children_that_can_not_travel_and_are_tried_again_are_there_once(sure):
+    samples.Failed.numbers.clear()
+    retry = tn.Retry(3, delay=0.001, on=samples.Transient)
+    pipeline = tn.Pipeline(range(1200)).flat_map(
+        samples.children_at_the_second_try, on="auto", retry=retry
+    )
+    values = [(n, i) for n, i, *_ in pipeline.collect()]
+    assert sorted(values) == [(n, i) for n in range(1200) for i in range(6)]
+
+
+def test_what_a_fan_out_raises_is_the_same_where_it_can_not_travel(sure):
+    pipeline = tn.Pipeline(range(1200), on_error="skip").flat_map(
+        samples.children_then_error, on="auto"
+    )
+    seen = []
+    report = pipeline.tap(seen.append).run()
+    assert sorted(seen) == [(n, i) for n in range(1200) for i in range(2)]
+    failed = {failure.error.number for failure in report.failures}
+    assert failed == {n for n in range(400, 1200) if n % 7 == 0}
+    assert {type(failure.error) for failure in report.failures} == {samples.Odd}
+
+
+def test_inputs_that_can_not_travel_fan_out_in_a_thread(sure):
+    pipeline = (
+        tn.Pipeline(range(1200))
+        .map(samples.inputs_that_stay, on="threads")
+        .flat_map(samples.pair, on="auto")
+        .ordered()
+    )
+    assert pipeline.collect() == [(n, i) for n in range(1200) for i in range(2)]
+
+
 def test_a_state_that_can_not_be_built_in_a_process_keeps_it_in_threads(sure):
     source, watch = until_told()
     report = (

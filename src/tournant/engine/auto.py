@@ -138,6 +138,9 @@ class AutoSegment(PoolSegment):
                 self._scout.begin()
             self._sample = part.values[-1]
         super().on_part(chunk, part)
+        if chunk.abandoned:
+            # Of a chunk that was given up the run goes on with what is left of it.
+            self.run.schedule()
 
     def on_left(self, chunk: Chunk) -> None:
         """A thread has stopped in the middle of a chunk; what it has not begun runs elsewhere."""
@@ -151,14 +154,42 @@ class AutoSegment(PoolSegment):
 
     def on_failed(self, chunk: Chunk, error: BaseException) -> None:
         """A chunk could not start; where that was in a process, its items run in threads."""
-        process = chunk.lane is not None and chunk.lane.kind == "processes"
-        if not process or chunk.abandoned or self.run.halted:
+        if not _in_process(chunk) or chunk.abandoned or self.run.halted:
             super().on_failed(chunk, error)
             return
         self._go_back(f"a worker process could not begin ({type(error).__name__}: {error})")
         self._alone(chunk, self._unreported(chunk), deaths=0)
         self._chunk_over(chunk)
         self.run.schedule()
+
+    def _take_flat(self, chunk: Chunk, part: Part) -> None:
+        """Take children as far as they could travel from a process; from there on their parent runs again in a thread."""
+        stop = _first_that_stayed(part) if part.odd and _in_process(chunk) else None
+        if stop is None or self.run.halted:
+            super()._take_flat(chunk, part)
+            return
+        error, children, ends = stop
+        assert part.ends is not None
+        kept = part.ends[:ends]
+        if chunk.hold:
+            # A retry begins with the first child, so none may have been passed on.
+            children = kept[-1][0] if kept else 0
+        part.values, part.ends = part.values[:children], kept
+        part.times = [
+            times[
+                : sum(type(what) not in (Failed, Dropped) or what.step >= step for _, what in kept)
+            ]
+            for step, times in enumerate(part.times)
+        ]
+        super()._take_flat(chunk, part)
+        self._go_back(str(error))
+        self._alone(chunk, self._unreported(chunk), deaths=0)
+        chunk.abandon()
+
+    def _hold_back(self, chunk: Chunk) -> None:
+        """Let a fan-out in work go on, unless it has been given up."""
+        if not chunk.abandoned:
+            super()._hold_back(chunk)
 
     # On the scout's thread.
 
@@ -357,8 +388,7 @@ class AutoSegment(PoolSegment):
 
     def _failed(self, chunk: Chunk, item: Item, step: int, error: Exception) -> bool:
         """Run an item again in a thread where only its way to or from a process has failed."""
-        # A fan-out may have passed children on before what it raised could not travel.
-        if (self.flat and step >= 0) or not self._back_from(chunk, error):
+        if not self._back_from(chunk, error):
             return super()._failed(chunk, item, step, error)
         before = chunk.attempt
         self._not_begun(1)
@@ -384,12 +414,7 @@ class AutoSegment(PoolSegment):
         return True
 
     def _back_from(self, chunk: Chunk, error: Exception) -> bool:
-        if (
-            not isinstance(error, NotPicklable)
-            or self.run.halted
-            or chunk.lane is None
-            or chunk.lane.kind != "processes"
-        ):
+        if not isinstance(error, NotPicklable) or self.run.halted or not _in_process(chunk):
             return False
         self._go_back(str(error))
         return True
@@ -403,6 +428,24 @@ class AutoSegment(PoolSegment):
         """Tell the next segment that no more will come."""
         self._stop_looking()
         super().finish()
+
+
+def _in_process(chunk: Chunk) -> bool:
+    return chunk.lane is not None and chunk.lane.kind == "processes"
+
+
+def _first_that_stayed(part: Part) -> tuple[NotPicklable, int, int] | None:
+    """Return what first failed only because it could not travel, with the children and the ends that come before it."""
+    found: tuple[NotPicklable, int, int] | None = None
+    ends = part.ends or []
+    for n, (_, what) in enumerate(ends):
+        if type(what) is Failed and what.step >= 0 and isinstance(what.error, NotPicklable):
+            found = what.error, ends[n][0], n
+            break
+    for n, value in enumerate(part.values[: found[1] if found else None]):
+        if type(value) is Failed and isinstance(value.error, NotPicklable):
+            return value.error, n, sum(end <= n for end, _ in ends)
+    return found
 
 
 def _measured(scaling: Scaling) -> str:
