@@ -618,6 +618,52 @@ def test_an_awaitable_in_place_of_children_is_refused(fn, place):
     assert isinstance(report.failures[0].error, tn.ForgottenAwait)
 
 
+def yields_coroutine(value):
+    yield value
+    yield helper(value)
+
+
+def yields_awaitable(_value):
+    yield Awaitable()
+
+
+async def yields_coroutine_asynchronously(value):
+    yield value
+    yield helper(value)
+
+
+@pytest.mark.parametrize("fn", [yields_coroutine, yields_awaitable])
+@pytest.mark.parametrize("place", [*PLACES, "blocking"])
+def test_an_awaitable_among_children_is_refused(fn, place):
+    report, _ = run(tn.Pipeline([1], on_error="skip").flat_map(fn, **options(place)), place)
+    assert isinstance(report.failures[0].error, tn.ForgottenAwait)
+    assert "the callable yielded" in str(report.failures[0].error)
+
+
+def test_an_awaitable_among_the_children_of_an_async_generator_is_refused():
+    report, _ = run(tn.Pipeline([1], on_error="skip").flat_map(yields_coroutine_asynchronously))
+    assert isinstance(report.failures[0].error, tn.ForgottenAwait)
+
+
+def rows_of_coroutines(values):
+    return [helper(value) for value in values]
+
+
+async def rows_of_coroutines_asynchronously(values):
+    return rows_of_coroutines(values)
+
+
+@pytest.mark.parametrize("fn", [rows_of_coroutines, rows_of_coroutines_asynchronously])
+@pytest.mark.parametrize("place", [*PLACES, "blocking"])
+def test_an_awaitable_among_the_rows_of_a_batch_is_refused(fn, place):
+    how = options(place)
+    if fn is rows_of_coroutines_asynchronously:
+        how = {}
+    report, _ = run(tn.Pipeline([1, 2], on_error="skip").map_batches(fn, size=2, **how), place)
+    gc.collect()
+    assert [type(failure.error) for failure in report.failures] == [tn.ForgottenAwait] * 2
+
+
 @pytest.mark.parametrize("make", ["future", "task"])
 def test_futures_and_tasks_from_a_plain_function_are_refused(make):
     made = []

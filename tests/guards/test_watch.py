@@ -259,6 +259,44 @@ def test_a_guard_that_fails_is_switched_off_and_the_others_go_on(caplog):
     assert "a guard failed" in caplog.text
 
 
+def test_a_report_that_fails_takes_nothing_along(caplog):
+    def report(finding):
+        raise RuntimeError("no printer")
+
+    async def forgotten():
+        pass
+
+    async def main():
+        await blocking()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            forgotten()
+        await asyncio.sleep(0.06)
+
+    with tn.watch(report=report) as guards:
+        asyncio.run(main())
+        asyncio.run(blocking())
+    assert {f.kind: f.count for f in guards.findings} == {"blocked-loop": 2, "never-awaited": 1}
+    assert "no printer" in caplog.text
+    assert "a guard failed" not in caplog.text
+
+
+def test_sources_that_another_thread_parses_too_do_no_harm(monkeypatch, caplog):
+    from tournant.guards import places
+
+    def parse(source):
+        raise SystemError("AST constructor recursion depth mismatch (before=39, after=60)")
+
+    monkeypatch.setattr(places, "_trees", {})
+    monkeypatch.setattr(places.ast, "parse", parse)
+    with tn.watch(report=None) as guards:
+        asyncio.run(blocking())
+    monkeypatch.undo()
+    assert [finding.function for finding in guards.findings] == ["block"]
+    assert "a guard failed" not in caplog.text
+    assert places.tree(__file__).body
+
+
 def watched(*arguments, cwd):
     return subprocess.run(
         [sys.executable, "-m", "tournant", "watch", *arguments],
@@ -316,6 +354,10 @@ def test_the_pytest_plugin_fails_the_test_that_made_the_mistake(tmp_path):
     assert "2 passed" in reporting.stdout
     assert "test_bad: " in reporting.stdout
     assert "2 passed" in run().stdout
+    # In processes of pytest-xdist it is not they who write the summary.
+    shared = run("--tournant-guards-report", "-n", "2").stdout
+    assert "2 passed" in shared
+    assert "test_bad: " in shared
 
 
 def plugins():

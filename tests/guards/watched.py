@@ -1,4 +1,7 @@
-"""Run one program under the guards, and write what they found as JSON, with the cores it used: `python watched.py PROGRAM RESULT`."""
+"""Run one program under the guards, and write what they found as JSON: `python watched.py PROGRAM RESULT`.
+
+With it goes what it had of the machine: the cores that it used, and the seconds for which its threads waited for one.
+"""
 
 import json
 import os
@@ -15,7 +18,11 @@ program, result = sys.argv[1:]
 
 def write(found):
     cores = (time.process_time() - computed) / (time.perf_counter() - began)
-    text = json.dumps({"findings": [finding.as_dict() for finding in found], "cores": cores})
+    waited = 0
+    for threads in Path("/proc/self/task").glob("*/schedstat"):
+        waited += int(threads.read_text().split()[1]) / 1e9
+    findings = [finding.as_dict() for finding in found]
+    text = json.dumps({"findings": findings, "cores": cores, "waited": waited})
     Path(result + ".part").write_text(text)
     os.replace(result + ".part", result)
 

@@ -361,6 +361,8 @@ class LoopSegment(Segment):
             children_of(step.call, value, stage.is_async) as children,
         ):
             async for child in children:
+                if type(child) not in FINE:
+                    check_result(child, "yielded")
                 if call is not None:
                     call.judge(child)
                 if hold is not None:

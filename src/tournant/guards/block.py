@@ -29,6 +29,7 @@ class Suspect:
         task: the task, if it is one.
         since: when it was there first.
         until: when it was there last.
+        cpu: CPU seconds that are its own for sure.
         places: how often each line was seen.
         stood: instructions at which it was seen: one only if it stood in one call all the time.
         stacks: the stack at the first sight of each line.
@@ -39,6 +40,7 @@ class Suspect:
     """
 
     __slots__ = (
+        "cpu",
         "debugged",
         "identity",
         "importing",
@@ -60,6 +62,7 @@ class Suspect:
         self.stood: set[tuple[int, ...]] = set()
         self.stacks: dict[Place, str] = {}
         self.stages: list[tuple[Any, str | None]] = []
+        self.cpu = 0.0
         self.debugged = self.importing = self.starting = False
 
     @property
@@ -134,7 +137,9 @@ class Block:
             spent = dict(tick.spent)
             own = spent.pop(native, 0.0)
             self.loop_worked += own
-            self.gripped = max(self.gripped, min(own, late - tick.blind))
+            # It can't have been at work for longer than this before somebody asked for the lock.
+            unasked = tick.now - tick.last - tick.late + tick.blind
+            self.gripped = max(self.gripped, own - unasked)
             if spent:
                 self.worked += sum(spent.values())
                 most = max(spent, key=spent.__getitem__)
@@ -154,6 +159,18 @@ class Block:
                         self.worker_name = places.name_of_native(most)
         else:
             self.stalled += min(tick.stopped, late)
+
+    def worked_since(self, cpu: float, blind: float) -> tuple[float, float]:
+        """Return the CPU seconds of the loop's thread since the look before, and how many of them nobody may have seen.
+
+        Many short pieces of work take CPU time, and are over before the watchdog comes if it gets no core.
+
+        Args:
+            cpu: CPU seconds of the loop's thread in the block so far.
+            blind: seconds since the look before in which the watchdog had no core.
+        """
+        worked, self.cpu = max(0.0, cpu - self.cpu), cpu
+        return worked, min(worked, blind)
 
     @property
     def seconds(self) -> float:
@@ -209,7 +226,7 @@ class Block:
         own = held - machine - self.paused
         if computes:
             # A thread that waits for a core has its work to do all the same.
-            own = max(own, min(held, self.cpu - self.paused))
+            own = max(own, min(held, suspect.cpu - self.paused))
         if own < threshold:
             return "", 0.0
         if computes:

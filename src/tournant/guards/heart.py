@@ -158,18 +158,17 @@ class Heart:
         if place is not None and (before is None or before.identity is not identity):
             stages = [(one, one.stage_of(frames, task)) for one in list(self.listeners)]
         block.seen(tick, self.native)
+        worked, unseen = block.worked_since(self._used(), tick.blind)
         suspect = before
         if suspect is None or suspect.identity is not identity:
-            seen = tick.late - tick.blind
-            since = (
-                min(tick.now, block.began + tick.blind)
-                if suspect is None
-                else max(suspect.until, tick.now - seen)
-            )
+            since = block.began if suspect is None else max(suspect.until, tick.now - tick.late)
+            since = min(tick.now, since + unseen)
             suspect = Suspect(identity, task, since)
             suspect.stages = stages
             block.suspects.append(suspect)
+            worked -= unseen
         suspect.until = tick.now
+        suspect.cpu += worked
         if place is None:
             return
         suspect.places[place] += 1
@@ -225,17 +224,12 @@ class Heart:
                 self._block = None
             if tick is not None and tick.now - tick.late < rang:
                 block.seen(tick, self.native)
-            block.cpu = cpu
+            worked, unseen = block.worked_since(cpu, tick.blind if tick is not None else cpu)
             block.queued = max(0.0, (queued_seconds(self.native) or 0.0) - block.queued_before)
             if block.suspects:
                 last = block.suspects[-1]
-                unseen = rang - last.until
-                # While the watchdog had no core, one may have come after the other.
-                last.until += (
-                    max(0.0, unseen - tick.blind)
-                    if tick is not None
-                    else min(unseen, 2 * patrol.CALM)
-                )
+                last.until = max(last.until, rang - unseen)
+                last.cpu += worked - unseen
             self._tell(block, rang)
 
     def _tell(self, block: Block, now: float, *, lasting: bool = False) -> None:

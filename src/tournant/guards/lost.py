@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import functools
-import linecache
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -140,15 +138,10 @@ def _raised(error: BaseException | None) -> Place | None:
     return None
 
 
-@functools.lru_cache(maxsize=256)
 def _in_a_loop(file: str, first: int, line: int) -> bool:
     """Tell whether a line lies in a loop of the function that begins at `first`: such a task serves for as long as the program runs."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
-        return False
     return any(
         isinstance(node, (ast.While, ast.AsyncFor))
         and first < node.lineno <= line <= (node.end_lineno or 0)
-        for node in ast.walk(tree)
+        for node in ast.walk(places.tree(file))
     )

@@ -18,6 +18,8 @@ from tournant.guards.clocks import cpu_seconds, prepare, queued_seconds, switche
 #: Seconds between two looks: while all is well, and while something is being looked into.
 CALM, HURRY = 0.05, 0.02
 _MOST_THREADS = 64
+#: Waits for a core that the first one may have been as long as, of those that each attempt to get the lock brings.
+_FIRST = 8
 #: Seconds that the interpreter's end waits for the thread's.
 _FAREWELL = 5.0
 _log = logging.getLogger("tournant.guards")
@@ -33,7 +35,8 @@ class Tick:
         stopped: the part of that in which it was neither waiting for a core nor for the interpreter lock: the machine, or the process,
             stood still.
         lock_waited: whether it waited for the interpreter lock for a switch interval or longer.
-        blind: the part of `late` in which it waited for a core, or can't tell what for: meanwhile the program may have done anything.
+        blind: the part of `late` in which it waited for a core, or can't tell what for, before it asked for the lock: meanwhile the
+            program may have done anything.
     """
 
     __slots__ = ("_before", "_cpu", "blind", "last", "late", "lock_waited", "now", "stopped")
@@ -126,20 +129,22 @@ class _Patrol:
                 lock_waited = late > 0.8 * interval
             tick = Tick(now, last, late, lock_waited, tick)
             # Reading a file gives the lock away, and whoever held it would have gone on before anybody looked.
+            asked = (
+                after - given - 1 if lock_waited and given is not None and after is not None else 0
+            )
             if not prepared:
                 # Each time that it asked for the lock in vain took one interval.
-                asked = (
-                    (after - given - 1) * interval
-                    if given is not None and after is not None and lock_waited
-                    else 0.0
-                )
-                tick.blind = max(0.0, late - asked)
+                waited = late - asked * interval
             else:
                 stood = queued_seconds(me) or 0.0
+                waited, queued = stood - queued, stood
                 if not lock_waited:
-                    tick.stopped = max(0.0, late - (stood - queued))
-                tick.blind = min(late - tick.stopped, stood - queued)
-                queued = stood
+                    tick.stopped = max(0.0, late - waited)
+                    waited = late - tick.stopped
+            # Once it has asked for the lock, nobody gets any further without giving it away. So only the first of its waits for a core
+            # counts; they are much alike.
+            share = min(1.0, _FIRST / asked) if asked else 1.0
+            tick.blind = share * min(late, max(0.0, waited))
             delay = CALM
             for member in list(self.members):
                 try:

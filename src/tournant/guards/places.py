@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import linecache
 import os
 import sys
@@ -161,6 +162,27 @@ def debugged(frames: Iterable[FrameType]) -> bool:
         for frame in frames
         for mark in _DEBUGGERS
     )
+
+
+_trees: dict[str, ast.AST] = {}
+_MOST_TREES = 16
+
+
+def tree(file: str) -> ast.AST:
+    """Return a source file as a syntax tree, an empty one if it isn't there or can't be read as Python."""
+    known = _trees.get(file)
+    if known is None:
+        try:
+            known = ast.parse("".join(linecache.getlines(file)))
+        except (SyntaxError, ValueError):
+            known = ast.Module([], [])
+        except (SystemError, RecursionError, MemoryError):
+            # Python 3.11 refuses what another thread parses at the same time. The next time it may go well.
+            return ast.Module([], [])
+        if len(_trees) >= _MOST_TREES:
+            _trees.clear()
+        _trees[file] = known
+    return known
 
 
 def written(frames: Iterable[FrameType], most: int = 12) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pytest
 
 _OPTION = "tournant_guards"
+_PROPERTY = "tournant-guards"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,8 +65,15 @@ def _guards(mode: str) -> object:
             findings = guards.findings
             if findings and mode == "fail":
                 pytest.fail("\n".join(finding.text for finding in findings), pytrace=False)
-            self.reported += [f"{pyfuncitem.nodeid}: {finding.text}" for finding in findings]
+            # With the test's own report: under pytest-xdist it is another process that lists them.
+            pyfuncitem.user_properties += [(_PROPERTY, finding.text) for finding in findings]
             return result
+
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            """Take what was found in one test."""
+            if report.when == "call":
+                found = [text for name, text in report.user_properties if name == _PROPERTY]
+                self.reported += [f"{report.nodeid}: {text}" for text in found]
 
         def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
             """List what was found."""

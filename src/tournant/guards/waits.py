@@ -8,9 +8,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures
-import functools
 import gc
-import linecache
 import threading
 from types import CellType, FrameType, FunctionType
 from typing import Any, NamedTuple
@@ -162,7 +160,7 @@ def _lock_waited_for(frames: list[FrameType]) -> Any:
     if not frames:
         return None
     frame = frames[0]
-    for node in ast.walk(_tree(frame.f_code.co_filename)):
+    for node in ast.walk(places.tree(frame.f_code.co_filename)):
         if isinstance(node, ast.With) and node.lineno <= frame.f_lineno < node.body[0].lineno:
             exprs = [item.context_expr for item in node.items]
         elif (
@@ -203,7 +201,7 @@ def _held(frame: FrameType, *, asynchronous: bool) -> list[tuple[int, Any]]:
     kind = ast.AsyncWith if asynchronous else ast.With
     line = frame.f_lineno
     found = []
-    for node in ast.walk(_tree(frame.f_code.co_filename)):
+    for node in ast.walk(places.tree(frame.f_code.co_filename)):
         if (
             isinstance(node, kind)
             and node.body[0].lineno <= line <= (node.end_lineno or node.lineno)
@@ -234,11 +232,3 @@ def _locked(lock: Any) -> bool:
         return bool(lock.locked())
     except AttributeError:  # An RLock, before Python 3.14.
         return "unlocked" not in repr(lock)
-
-
-@functools.lru_cache(maxsize=16)
-def _tree(file: str) -> ast.AST:
-    try:
-        return ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
-        return ast.Module([], [])

@@ -183,8 +183,13 @@ class Watch:
             self._say(finding)
 
     def _say(self, finding: Finding) -> None:
-        if self._report is not None:
+        if self._report is None:
+            return
+        try:
             self._report(finding)
+        except Exception:
+            # Wherever this is, in the watchdog thread or in the middle of the program: nobody there could do anything about it.
+            _log.exception("the report= of tn.watch failed on: %s", finding.text)
 
 
 def watch(

@@ -183,21 +183,25 @@ def _loads(code: CodeType) -> list[tuple[int, str]]:
     return loads
 
 
-def check_result(result: Any) -> None:
+def check_result(result: Any, did: str = "returned") -> None:
     """Raise `ForgottenAwait` if `result` is something that nobody would await. Hot paths ask ``type(result) in FINE`` before.
 
     A coroutine is closed, and a task or future cancelled: nobody will ever look at it.
+
+    Args:
+        result: a call's result, or one of its children.
+        did: what the callable did with it, for the message.
     """
     kind = type(result)
     name = getattr(result, "__qualname__", kind.__qualname__)
     if kind is CoroutineType:
         result.close()
         raise ForgottenAwait(
-            f"the callable returned the coroutine {name}() that nobody awaits; make the callable an async def and await it there"
+            f"the callable {did} the coroutine {name}() that nobody awaits; make the callable an async def and await it there"
         )
     if kind is AsyncGeneratorType:
         raise ForgottenAwait(
-            f"the callable returned the async generator {name}() where a result belongs; use .flat_map() with an async generator "
+            f"the callable {did} the async generator {name}() where a result belongs; use .flat_map() with an async generator "
             "function, or collect it inside an async def: [value async for value in ...]"
         )
     if hasattr(kind, "__await__"):
@@ -205,7 +209,7 @@ def check_result(result: Any) -> None:
         if callable(cancel):
             cancel()
         raise ForgottenAwait(
-            f"the callable returned {short(result)}, an awaitable that nobody awaits; make the callable an async def and await it there"
+            f"the callable {did} {short(result)}, an awaitable that nobody awaits; make the callable an async def and await it there"
         )
     if len(FINE) >= _MOST_TYPES:
         FINE.clear()

@@ -13,9 +13,10 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from time import perf_counter
+from types import CoroutineType
 from typing import Any
 
-from tournant.errors import BatchMismatch, StageExit, short
+from tournant.errors import BatchMismatch, ForgottenAwait, StageExit, short
 from tournant.pool.leftovers import FINE, Leftovers, check_result, present
 from tournant.sizes import size_of
 
@@ -373,6 +374,8 @@ def _run_flat(
                     if skip:
                         skip -= 1
                         continue
+                    if type(child) not in FINE:
+                        check_result(child, "yielded")
                     target.append(child)
                     if part_bytes is not None:
                         weight += size_of(child, 2)
@@ -414,7 +417,7 @@ def leftovers_of(context: Context | None) -> Leftovers:
 
 
 def checked_rows(result: Any, rows: int) -> list[Any]:
-    """Return the results of a batch as a list of `rows` entries, or raise `BatchMismatch`."""
+    """Return the results of a batch as a list of `rows` entries, or raise `BatchMismatch` or `ForgottenAwait`."""
     try:
         results = list(result)
     except TypeError:
@@ -425,6 +428,15 @@ def checked_rows(result: Any, rows: int) -> list[Any]:
         raise BatchMismatch(
             f"the batch callable returned {len(results)} results for {rows} items; return one result per item, in order"
         )
+    try:
+        for row in results:
+            if type(row) not in FINE:
+                check_result(row)
+    except ForgottenAwait:
+        for row in results:
+            if type(row) is CoroutineType:
+                row.close()
+        raise
     return results
 
 
