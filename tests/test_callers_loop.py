@@ -249,6 +249,7 @@ FILES = 60
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("what", ["pipeline", "ingest"])
 def test_a_window_beats_on_while_a_run_goes_on(display, what, tmp_path):
     """Held against the same window when idle, in the best of a few tries, since the machine may be busy with other things."""

@@ -306,6 +306,35 @@ def test_a_run_that_is_cancelled_leaves_no_task_of_a_stage():
 # Who made it.
 
 
+@pytest.mark.parametrize("inputs", [2, 200])
+@pytest.mark.parametrize("kind", ["map", "map_batches"])
+def test_a_stage_that_cancels_its_own_task_ends_the_run_with_the_reason(kind, inputs):
+    async def stage(value):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0.01)
+
+    pipeline = getattr(tn.Pipeline(range(inputs), on_error="skip"), kind)(stage)
+    with pytest.raises(tn.StageExit, match="of this run was cancelled, by the stage that it runs"):
+        run(pipeline)
+
+
+def test_a_run_whose_loop_ends_is_cancelled_without_a_word(caplog):
+    begun = []
+
+    async def stage(value):
+        begun.append(value)
+        await asyncio.sleep(60)
+
+    async def main():
+        task = asyncio.create_task(tn.Pipeline(range(100), on_error="skip").map(stage).arun())
+        while not begun:
+            await asyncio.sleep(0.001)
+        return task
+
+    assert asyncio.run(main()).cancelled()
+    assert not caplog.records
+
+
 def test_a_task_that_was_handed_over_lives_on():
     async def main():
         go, tasks = asyncio.Event(), []

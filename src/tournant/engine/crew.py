@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tournant.errors import StageExit
 from tournant.stages import callable_name
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ def prestart(run: Run) -> None:
         if segments and most:
             count = min(most, max(s.limit for s in segments))
             run.pool.prestart(kind, count, [s.spec for s in reversed(segments)])
+
+
+def cancelled_by_others(task: asyncio.Task[None]) -> StageExit:
+    """Return the error that ends a run one of whose tasks was cancelled by somebody else than the run."""
+    return StageExit(
+        f"the task {task.get_name()!r} of this run was cancelled, by the stage that it runs (asyncio.current_task().cancel(), or a library "
+        "that does so) or by somebody who cancels every task of the loop; to end a run use its cancel() or drain()"
+    )
 
 
 def left_behind(run: Run, tasks: int) -> Iterator[str]:

@@ -322,9 +322,10 @@ class Run:
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            assert error is not None
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() and not self.cancelled and self.ended is None:
+            error = crew.cancelled_by_others(task)
+        if error is not None:
             self._fatal(plain(error))
             self._cancel()
 
