@@ -244,9 +244,8 @@ class _Assembly:
             bounds.update(dict.fromkeys(ended, (before_it, look)))
             before_it = look
         spans: dict[int, InputSpan] = {}
-        # An input that is in no look has not ended, unless it is so old that its look is gone.
-        oldest = min(bounds, default=0) if inputs.lost else 0
-        for number in range(oldest, self.events.taken):
+        # An input that is in no look has not ended, unless its look is gone.
+        for number in (*sorted(inputs.behind), *range(inputs.known, self.events.taken)):
             at = bisect_right(starts, number) - 1
             began = self.at(times[at]) if at >= 0 else 0.0
             end, outcome = self.duration, "interrupted"
