@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -57,8 +58,12 @@ def test_measures_are_sane(report):
     assert report.duration > 0
     assert report.cores >= 1
     assert 0 <= report.utilisation <= 1
-    assert report.ceiling > 0
-    assert report.bottleneck in {s.name for s in report.stages}
+    assert report.busiest in {s.name for s in report.stages}
+    assert (report.bottleneck, report.ceiling is None) in (
+        (None, True),
+        (report.busiest, False),
+    )
+    assert (report.bottleneck is None) == (report.utilisation < 0.7)
     for stage in report.stages:
         assert 0 <= stage.p50 <= stage.p90 <= stage.p99
         assert 0 <= stage.occupancy <= 1
@@ -92,7 +97,7 @@ def test_the_text_is_a_table_that_ends_with_failures_and_warnings(report):
     )
     assert lines[1].split()[:3] == ["stage", "on", "in"]
     assert [line.split()[0] for line in lines[2:8]] == [s.name for s in report.stages]
-    assert lines[8].startswith("bottleneck: ")
+    assert lines[8].startswith(("bottleneck: ", "busiest: "))
     assert lines[9] == "failed: 7 in fail_on_seven after 1 attempt(s): ValueError: 'seven'"
 
 
@@ -114,6 +119,23 @@ def test_reports_are_frozen(report):
         report.done = 5
 
 
+def test_a_stage_that_was_idle_for_most_of_the_run_is_no_bottleneck_and_has_no_ceiling():
+    async def slow_source():
+        for number in range(5):
+            await asyncio.sleep(0.02)
+            yield number
+
+    async def brief(value):
+        return value
+
+    report = tn.Pipeline(slow_source).map(brief, concurrency=64).run()
+    assert report.busiest == "brief"
+    assert report.utilisation < 0.1
+    assert report.bottleneck is report.ceiling is None
+    assert "; no stage was the bottleneck" in str(report)
+    assert "ceiling" not in str(report)
+
+
 def test_the_bottleneck_is_the_stage_that_was_busiest():
     def quick(value):
         return value
@@ -125,4 +147,4 @@ def test_the_bottleneck_is_the_stage_that_was_busiest():
         return value
 
     report = tn.Pipeline(range(40)).map(quick, on="loop").map(slow).map(same).run()
-    assert report.bottleneck == "slow"
+    assert report.busiest == "slow"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tournant.observe.events import Events
     from tournant.observe.recording import Recording
 
+#: The share of its capacity that a stage has to use to be called the bottleneck.
+BOTTLENECK = 0.7
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -161,12 +164,14 @@ class Report:
         stages: one `StageReport` per stage.
         duration: seconds from start to end.
         cores: the slots of the pool that the run's CPU stages shared.
-        bottleneck: the stage with the highest occupancy, of its concurrency or its rate, or ``None`` when nothing ran.
-        utilisation: the share of the bottleneck's capacity that was used, 0 to 1; where CPU stages
+        busiest: the stage with the highest occupancy, of its concurrency or its rate, or ``None`` when nothing ran.
+        utilisation: the share of the busiest stage's capacity that was used, 0 to 1; where CPU stages
             share the cores this is the share of all cores, and where it is a rate, the share of the run in which calls
             waited for it.
+        bottleneck: the busiest stage where it used at least 70 % of its capacity; otherwise ``None``: nothing in the pipeline was
+            what the run waited for.
         ceiling: inputs per second that the measured demands allow at full use of the bottleneck, by the utilisation law
-            (Denning and Buzen, 1978).
+            (Denning and Buzen, 1978); ``None`` without a bottleneck.
         warnings: what looked wrong, each with its mend.
         events: the buffers that `recording` is made from; ``None`` where ``TOURNANT_EVENTS=0`` has switched them off.
         findings: what the guards found, each with file, line and stage; their sentences are among the warnings.
@@ -183,8 +188,9 @@ class Report:
     stages: tuple[StageReport, ...] = ()
     duration: float = 0.0
     cores: int = 1
-    bottleneck: str | None = None
+    busiest: str | None = None
     utilisation: float = 0.0
+    bottleneck: str | None = None
     ceiling: float | None = None
     warnings: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -266,6 +272,10 @@ class Report:
         if self.bottleneck is not None:
             ceiling = f", ceiling {self.ceiling:,.1f} inputs/s" if self.ceiling else ""
             lines.append(f"bottleneck: {self.bottleneck} at {self.utilisation:.0%}{ceiling}")
+        elif self.busiest is not None:
+            lines.append(
+                f"busiest: {self.busiest} at {self.utilisation:.0%}; no stage was the bottleneck"
+            )
         for stage in self.stages:
             if stage.limits:
                 much = "mostly " if stage.rate_share >= 0.5 else ""

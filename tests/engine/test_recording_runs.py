@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import weakref
 from dataclasses import FrozenInstanceError
 from functools import partial
@@ -41,6 +42,11 @@ def pid_of(_value):
 
 def thread_of(_value):
     return threading.current_thread().name
+
+
+def sleepy(value):
+    time.sleep(0.005)
+    return value
 
 
 def spin(value):
@@ -389,6 +395,15 @@ def test_cancelling_a_run_shows_what_its_threads_were_at():
     recording = check_recording(report)
     assert {one.outcome for one in recording.slices} <= {CANCELLED, "ok"}
     assert CANCELLED in {one.outcome for one in recording.slices}
+
+
+@pytest.mark.parametrize("on", ["threads", "processes"])
+def test_how_much_of_their_time_workers_compute_is_measured(on):
+    report = tn.Pipeline(range(20)).map(sleepy, on=on).batch(1).unbatch().map(spin, on=on).run()
+    recording = check_recording(report)
+    waits, _, _, computes = (stage.computing for stage in recording.stages)
+    assert 0 <= waits < 0.3
+    assert waits < computes <= 1
 
 
 @pytest.mark.parametrize("barrier", ["gather", "ordered", "batch"])

@@ -108,6 +108,44 @@ def test_several_cpu_stages_share_the_cores() -> None:
     assert said(made(stages, both(0.045, 0.005)))[0] == "none"
 
 
+# waiting
+
+
+def test_workers_that_wait_want_company_and_no_cores() -> None:
+    def waiting(on: str, computing: float | None, cores: int = 2) -> tuple[str, str]:
+        return said(made((Stage("fetch", on, computing),), full(0.97, cores), cores=cores))
+
+    for on in ("threads", "processes"):
+        kind, sentence = waiting(on, 0.01)
+        assert kind == "waiting"
+        assert sentence.startswith("fetch is the bottleneck: it holds its places on two cores for 97% of the run and computes for 1% of that")  # fmt: skip
+        assert "more of its calls at once help" in sentence
+        assert sentence.endswith("more cores do not")
+        assert waiting(on, 0.6)[0] == waiting(on, None)[0] == "cores"
+    # Eight threads behind the interpreter lock compute an eighth of their time each, and one core's worth together.
+    assert waiting("threads", 0.125, cores=8)[0] == "cores"
+    assert waiting("processes", 0.125, cores=8)[0] == "waiting"
+
+
+def test_how_much_of_the_cores_in_use_is_cpu_time_is_said_where_it_is_little() -> None:
+    def line(computing: float | None) -> str:
+        (found,) = (
+            text
+            for text in advise(made((Stage("fetch", "threads", computing),), full())).lines
+            if text.startswith("cores:")
+        )
+        return found
+
+    assert line(0.02) == "cores: 1.94 of 2 in use on average (2% of that is CPU time)"
+    assert line(0.9) == line(None) == "cores: 1.94 of 2 in use on average"
+
+
+def test_threads_that_only_wait_use_no_cores() -> None:
+    recording = made((Stage("fetch", "threads"),), full(0.97, 8))
+    waiting = tuple(lane._replace(name=f"blocking {lane.name}") for lane in recording.lanes)
+    assert advise(dataclasses.replace(recording, lanes=waiting)).cores_used == 0
+
+
 # worker
 
 

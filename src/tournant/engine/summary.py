@@ -9,10 +9,10 @@ resource too, in use while somebody waits for it.
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tournant.errors import LostItems
-from tournant.report import Report, RunSnapshot, StageReport
+from tournant.report import BOTTLENECK, Report, RunSnapshot, StageReport
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -48,10 +48,6 @@ def build_report(run: Run) -> Report:
     if run.events.on:
         run.events.end(run.began + duration, cores, run.source.admitted)
     ended = run.done + run.failed + run.filtered
-    bottleneck, utilisation, ceiling = None, 0.0, None
-    if resources and ended:
-        utilisation, seconds, bottleneck = max(resources)
-        ceiling = ended / seconds if seconds > 0 else None
     report = Report(
         sourced=run.source.sourced,
         done=run.done,
@@ -64,16 +60,34 @@ def build_report(run: Run) -> Report:
         stages=tuple(stages),
         duration=duration,
         cores=cores,
-        bottleneck=bottleneck,
-        utilisation=min(1.0, utilisation),
-        ceiling=ceiling,
         warnings=tuple(run.warnings),
         events=run.events if run.events.on else None,
         findings=(*run.guarding.findings, *run.findings),
+        **demands(resources, ended),
     )
     for segment in run.segments:
         report = segment.amend(report)
     return report
+
+
+def demands(resources: list[tuple[float, float, str]], ended: int) -> dict[str, Any]:
+    """Return what a report says of its busiest stage.
+
+    Args:
+        resources: of each the share of its capacity that was used, the seconds at full use that this comes to, and the stage's name.
+        ended: inputs that ended.
+    """
+    if not resources or not ended:
+        return {}
+    utilisation, seconds, busiest = max(resources)
+    # What stood idle for much of the run held nothing up, and what it would do at full use nobody has seen.
+    held_up = utilisation >= BOTTLENECK and seconds > 0
+    return {
+        "busiest": busiest,
+        "utilisation": min(1.0, utilisation),
+        "bottleneck": busiest if held_up else None,
+        "ceiling": ended / seconds if held_up else None,
+    }
 
 
 def snapshot(run: Run) -> RunSnapshot:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tournant.observe.figures import Figures, StageTime, in_words
 from tournant.observe.recording import Recording
-from tournant.observe.verdict import verdict
+from tournant.observe.verdict import MOSTLY_COMPUTING, verdict
 
 __all__ = ["Advice", "StageTime", "advise"]
 
@@ -26,13 +26,14 @@ class Advice:
 
     Attributes:
         sentence: what to do, with the numbers that say so.
-        kind: the sentence's kind: ``"short"``, ``"inline"``, ``"blocked"``, ``"gil"``, ``"tail"``, ``"cores"``, ``"rate"``, ``"concurrency"``,
-            ``"worker"``, ``"consumer"``, ``"retry"``, ``"overhead"``, ``"source"`` or ``"none"``.
+        kind: the sentence's kind: ``"short"``, ``"inline"``, ``"blocked"``, ``"gil"``, ``"tail"``, ``"cores"``, ``"waiting"``, ``"rate"``,
+            ``"concurrency"``, ``"worker"``, ``"consumer"``, ``"retry"``, ``"overhead"``, ``"source"`` or ``"none"``.
         duration: seconds that were looked at.
         inputs: inputs that ended.
         stages: where the time went, in the pipeline's order.
         cores: cores that there were for CPU stages.
         cores_used: the mean of those in use.
+        computing: the share of their time in which the workers that held those cores used them, 0 to 1; ``None`` where it was not measured.
         cores_over_time: the mean in each twentieth of the run.
         bottleneck: the stage, ``"source"`` or ``"consumer"``; ``None`` where nothing stands out.
         utilisation: the share of the bottleneck's capacity in use, 0 to 1.
@@ -47,6 +48,7 @@ class Advice:
     stages: tuple[StageTime, ...]
     cores: int
     cores_used: float
+    computing: float | None
     cores_over_time: tuple[float, ...]
     bottleneck: str | None
     utilisation: float
@@ -77,6 +79,7 @@ def advise(recording: Recording) -> Advice:
         stages=figures.stages,
         cores=recording.cores,
         cores_used=figures.cores.mean(figures.start, figures.end),
+        computing=figures.computing,
         cores_over_time=tuple(figures.cores_over_time()),
         bottleneck=found.bottleneck,
         utilisation=min(1.0, found.share),
@@ -138,7 +141,9 @@ def _lines(advice: Advice) -> Iterator[str]:
     for row in rows:
         cells = [row[i].ljust(widths[i]) if i < 2 else row[i].rjust(widths[i]) for i in kept]
         yield "  ".join(cells).rstrip()
-    yield f"cores: {advice.cores_used:.2f} of {advice.cores} in use on average"
+    cores = f"cores: {advice.cores_used:.2f} of {advice.cores} in use on average"
+    low = advice.computing is not None and advice.computing < MOSTLY_COMPUTING
+    yield f"{cores} ({advice.computing:.0%} of that is CPU time)" if low else cores
     if advice.bottleneck is not None:
         ceiling = f", ceiling {advice.ceiling:,.1f} inputs/s" if advice.ceiling else ""
         yield f"bottleneck: {_named(advice.bottleneck)} at {advice.utilisation:.0%}{ceiling}"

@@ -66,7 +66,7 @@ class _Assembly:
             began=events.unix,
             duration=self.duration,
             cores=events.cores,
-            stages=tuple(Stage(name, on) for name, on in events.stages),
+            stages=tuple(self._stages()),
             lanes=tuple(self.lanes),
             slices=tuple(self.slices),
             inputs=inputs,
@@ -75,6 +75,15 @@ class _Assembly:
             lost=events.lost,
             summary=summary,
         )
+
+    def _stages(self) -> Iterator[Stage]:
+        computing: dict[int, float] = {}
+        for ring in self.events.stretches.values():
+            if ring.busy > 0:
+                share = round(min(1.0, ring.cpu / ring.busy), 4)
+                computing.update(dict.fromkeys(range(ring.first, ring.first + ring.steps), share))
+        for n, (name, on) in enumerate(self.events.stages):
+            yield Stage(name, on, computing.get(n))
 
     def at(self, clock: float) -> float:
         """Return seconds since the run began, within the run."""

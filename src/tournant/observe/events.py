@@ -196,17 +196,22 @@ class Stretches:
 
     Attributes:
         first: index of its first stage.
+        steps: how many stages it has; 0 before the first chunk has ended.
         kept: oldest first.
         lost: items in what was overwritten.
+        busy: seconds of the calls of the chunks that have ended.
+        cpu: CPU seconds in them.
     """
 
-    __slots__ = ("_count", "_room", "first", "kept", "lost")
+    __slots__ = ("_count", "_room", "busy", "cpu", "first", "kept", "lost", "steps")
 
     def __init__(self, room: int, first: int) -> None:
         self._room = room
         self._count = 0
         self.first = first
+        self.steps = 0
         self.lost = 0
+        self.busy = self.cpu = 0.0
         self.kept: deque[Stretch] = deque()
 
     def add(self, stretch: Stretch) -> None:
@@ -217,6 +222,12 @@ class Stretches:
             gone = len(self.kept.popleft().who)
             self._count -= gone + 1
             self.lost += gone or 1
+
+    def measured(self, steps: int, busy: float, cpu: float) -> None:
+        """Add what one chunk took, of time and of CPU time."""
+        self.steps = steps
+        self.busy += busy
+        self.cpu += cpu
 
 
 class Inputs:

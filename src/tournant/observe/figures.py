@@ -15,6 +15,8 @@ from tournant.observe.usage import Steps, together
 PARTS = 20
 #: A queue that holds something for this share of the run is work that waits.
 _CROWDED = 0.7
+#: Below this share of their calls' time in which workers use a core they wait; so little of a core do they use together.
+_COMPUTING, _ONE_CORE = 0.3, 0.7
 #: The name of the queue behind the last stage.
 _RESULTS = "results"
 
@@ -69,7 +71,7 @@ class Figures:
         peaks: the most of them.
         counters: the counters, by name.
         measured: CPU time per second, where a counter ``cpu`` says so.
-        cores: cores held by workers: what the counter ``cores`` says, or else lanes at work.
+        cores: cores held by workers: what the counter ``cores`` says, or else lanes at work but for threads that only wait.
         stages: where the time of each stage went.
     """
 
@@ -96,6 +98,7 @@ class Figures:
             (one.began, one.ended)
             for one in slices
             if lanes[one.lane].kind in ("thread", "process")
+            and not lanes[one.lane].name.startswith("blocking")
         )
         self.measured = self.counters.get("cpu")
         self.cores = self.counters.get("cores") or in_lanes
@@ -177,6 +180,27 @@ class Figures:
             or (stage.on == "threads" and n not in waits and self.peaks[n] <= self.recording.cores)
         ]
 
+    def waits(self, n: int) -> bool:
+        """Tell whether the workers of a CPU stage wait for something else than a core: as far as their CPU time was measured."""
+        share = self.recording.stages[n].computing
+        if share is None or share >= _COMPUTING:
+            return False
+        # Many threads behind the interpreter lock compute little each, but one core's worth together.
+        at_work = self.running[n].while_any(self.start, self.end)
+        cores = share * self.stages[n].busy / (at_work or 1.0)
+        return self.stages[n].on == "processes" or cores < _ONE_CORE
+
+    @property
+    def computing(self) -> float | None:
+        """The share of their time in which the workers that hold cores use them; ``None`` where it was not measured."""
+        busy = cpu = 0.0
+        for n in self.pooled:
+            share = self.recording.stages[n].computing
+            if share is not None:
+                busy += self.stages[n].busy
+                cpu += share * self.stages[n].busy
+        return cpu / busy if busy else None
+
     @cached_property
     def alone(self) -> list[int]:
         """The stages that are a resource of their own."""
@@ -202,8 +226,7 @@ class Figures:
         queue = self.counters.get(f"queue: {name}")
         if queue is None or not self.length:
             return 0.0
-        full = sum(length for length, (held,) in together((queue,), self.start, self.end) if held)
-        return full / self.length
+        return queue.while_any(self.start, self.end) / self.length
 
     def trying_again(self, n: int) -> float:
         """Return the share of the run for which an item of a stage waited for its next attempt."""

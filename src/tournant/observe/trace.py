@@ -200,7 +200,7 @@ class _Reader:
             TraceError: something is missing or makes no sense.
         """
         try:
-            stages = tuple(Stage(*map(original, stage)) for stage in self.other["stages"])
+            stages = tuple(map(_stage, self.other["stages"]))
             lanes = tuple(
                 Lane(original(kind), original(name), pid, original(group))
                 for kind, name, pid, group in self.other["lanes"]
@@ -272,6 +272,12 @@ class _Reader:
         if taken != len(samples):
             raise _cut(self.path)
         return tuple(found)
+
+
+def _stage(said: list[Any]) -> Stage:
+    name, on, *more = said
+    computing = _finite(more[0]) if more else None
+    return Stage(original(name), original(on), computing)
 
 
 def _slice(event: dict[str, Any], index: dict[str, int]) -> Slice:

@@ -7,11 +7,12 @@ from statistics import median
 
 from tournant.observe.figures import Figures, in_words
 from tournant.observe.usage import Steps, together
+from tournant.report import BOTTLENECK as _BOTTLENECK
 
 #: Below this a run tells nothing.
 _SECONDS_AT_LEAST, _CALLS_AT_LEAST = 0.5, 8
-#: From this utilisation on a resource is called the bottleneck.
-_BOTTLENECK = 0.7
+#: From this share on those who hold cores' places are said to use the cores.
+MOSTLY_COMPUTING = 0.7
 #: Share of the run from which on a blocked loop, or a last call that everything waits for, is what to mend first.
 _BLOCKED, _TAIL = 0.2, 0.3
 #: The same for items that wait for their next attempt, and for results that nobody takes.
@@ -237,6 +238,17 @@ def _pool(figures: Figures) -> Verdict:
     share = min(1.0, area / (cores * figures.length))
     first, whole = stages[0], sum(stage.busy for stage in stages)
     of = "one core" if cores == 1 else f"{_count(cores)} cores"
+    number = next(n for n in figures.pooled if figures.stages[n] is first)
+    if figures.waits(number):
+        computing = figures.recording.stages[number].computing or 0.0
+        return Verdict(
+            "waiting",
+            f"{first.name} is the bottleneck: it holds its places on {of} for {share:.0%} of the run and computes for {computing:.0%} of that, "
+            "the rest it waits: more of its calls at once help, with on='threads', blocking=True and a higher concurrency, or as a coroutine; "
+            "more cores do not",
+            first.name,
+            share,
+        )
     if len(stages) == 1 or first.busy >= 0.75 * whole:
         who = f"{first.name} is the bottleneck at {share:.0%} of {of}"
     else:
@@ -369,7 +381,11 @@ def _source(figures: Figures) -> Verdict | None:
 
 def _cores_used(figures: Figures) -> str:
     used = figures.cores.mean(figures.start, figures.end)
-    return f"{used:.1f} of {_count(figures.recording.cores)} cores were used"
+    said = f"{used:.1f} of {_count(figures.recording.cores)} cores were used"
+    computing = figures.computing
+    # Who waits on a core's place leaves the core to others.
+    low = computing is not None and computing < MOSTLY_COMPUTING
+    return f"{said} ({computing:.0%} of that is CPU time)" if low else said
 
 
 def _count(number: int) -> str:
