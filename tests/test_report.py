@@ -109,6 +109,12 @@ def test_many_failures_are_shortened_in_the_text_only():
     assert "... and 20 more failures" in text
 
 
+def test_a_long_name_does_not_widen_the_table():
+    text = str(tn.Pipeline([1]).map(abs, name="x" * 300).run())
+    assert "x" * 39 + "…" in text
+    assert max(map(len, text.splitlines())) < 200
+
+
 def test_an_empty_report_is_readable():
     assert str(tn.Report()).startswith("0 in: 0 done")
     assert json.dumps(tn.Report().as_dict())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: The share of its capacity that a stage has to use to be called the bottleneck.
 BOTTLENECK = 0.7
+_NAME_AT_MOST = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class Report:
         ]  # fmt: skip
         rows += [
             (
-                stage.name,
+                labelled(stage.name),
                 stage.on,
                 f"{stage.items_in:,}",
                 f"{stage.items_out:,}",
@@ -271,21 +272,22 @@ class Report:
             lines.append("  " + "  ".join(cells).rstrip())
         if self.bottleneck is not None:
             ceiling = f", ceiling {self.ceiling:,.1f} inputs/s" if self.ceiling else ""
-            lines.append(f"bottleneck: {self.bottleneck} at {self.utilisation:.0%}{ceiling}")
+            lines.append(
+                f"bottleneck: {labelled(self.bottleneck)} at {self.utilisation:.0%}{ceiling}"
+            )
         elif self.busiest is not None:
             lines.append(
-                f"busiest: {self.busiest} at {self.utilisation:.0%}; no stage was the bottleneck"
+                f"busiest: {labelled(self.busiest)} at {self.utilisation:.0%}; no stage was the bottleneck"
             )
         for stage in self.stages:
             if stage.limits:
                 much = "mostly " if stage.rate_share >= 0.5 else ""
-                waited = f"stage {stage.name} waited {much}for its rate {stage.rate_share:.0%} of the run"
-                lines.append(
-                    f"{waited if stage.rate_share else f'stage {stage.name}'}: {stage.limits}"
-                )
+                name = labelled(stage.name)
+                waited = f"stage {name} waited {much}for its rate {stage.rate_share:.0%} of the run"
+                lines.append(f"{waited if stage.rate_share else f'stage {name}'}: {stage.limits}")
         shown = self.failures[:10]
         lines += [
-            f"failed: {short(f.key)} in {f.stage} after {f.attempts} attempt(s): "
+            f"failed: {short(f.key)} in {labelled(f.stage)} after {f.attempts} attempt(s): "
             f"{type(f.error).__name__}: {short(str(f.error), 200)}"
             for f in shown
         ]
@@ -295,6 +297,13 @@ class Report:
             )
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+
+def labelled(name: str) -> str:
+    """Return a name as a table or a sentence can hold it: at most 40 letters."""
+    if len(name) <= _NAME_AT_MOST:
+        return name
+    return f"{name[: _NAME_AT_MOST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _seconds(value: float) -> str:

@@ -348,6 +348,10 @@ def test_work_that_stands_before_free_cores_is_noticed() -> None:
     assert kind == "overhead"
     assert sentence.startswith("work stood before embed nearly all the time, and yet only 1.0 of two cores were used: ")  # fmt: skip
     assert "(median 5.0 ms)" in sentence
+    advice = advise(made((EMBED,), slices, counters=queue))
+    assert advice.utilisation < 0.7
+    assert advice.ceiling is None, "nobody has seen what it does at full use"
+    assert not [line for line in advice.lines if line.startswith("bottleneck")]
     sometimes = (Counter("queue: embed", "items", ((0.0, 9.0), (5.0, 0.0))),)
     assert said(made((EMBED,), slices, counters=sometimes))[0] == "none"
 
@@ -559,3 +563,19 @@ def test_steps_count_what_is_under_way(pairs: list[tuple[int, int]]) -> None:
     assert sum(length for length, _ in pieces) == pytest.approx(35.0)
     assert sum(length * a for length, (a, _) in pieces) == pytest.approx(steps.area(5.0, 40.0))
     assert sum(length * b for length, (_, b) in pieces) == pytest.approx(90.0)
+
+
+def test_long_names_are_cut_where_they_are_only_mentioned() -> None:
+    name = "x" * 300
+    advice = advise(made((Stage(name, "processes"),), full()))
+    assert advice.bottleneck == name
+    assert max(map(len, advice.lines)) < 150
+    assert advice.statement.startswith(f"{'x' * 39}\N{HORIZONTAL ELLIPSIS} is the bottleneck")
+    assert len(advice.statement) < 200
+
+
+def test_a_statement_is_a_sentence_and_a_stage_keeps_its_letters() -> None:
+    assert advise(made((EMBED,), full())).statement.startswith("embed is ")
+    slow = made((EMBED,), row(0, 0, every(0.1), 0.06), inputs=[(0.1 * n, 0.1 * n + 0.1) for n in range(100)])  # fmt: skip
+    assert advise(slow).statement.startswith("The source is the bottleneck: ")
+    assert advise(slow).statement.endswith(".")

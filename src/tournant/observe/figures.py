@@ -10,13 +10,15 @@ from statistics import median
 
 from tournant.observe.recording import FAILED, RETRIED, Recording, Slice
 from tournant.observe.usage import Steps, together
+from tournant.report import labelled
 
 #: Into how many parts a run is cut to show its use over time.
 PARTS = 20
 #: A queue that holds something for this share of the run is work that waits.
 _CROWDED = 0.7
-#: Below this share of their calls' time in which workers use a core they wait; so little of a core do they use together.
-_COMPUTING, _ONE_CORE = 0.3, 0.7
+#: Workers that use a core for less than this share of their calls' time wait, for not even a busy machine takes so much from those that
+#: compute; and so little of a core do they use together.
+_COMPUTING, _ONE_CORE = 0.15, 0.7
 #: The name of the queue behind the last stage.
 _RESULTS = "results"
 
@@ -56,6 +58,11 @@ class StageTime:
     at_once: float
     peak: int
     p50: float
+
+    @property
+    def label(self) -> str:
+        """The name as a table or a sentence can hold it."""
+        return labelled(self.name)
 
 
 class Figures:

@@ -58,9 +58,9 @@ def verdict(figures: Figures) -> Verdict:
     share, n = max((_share(figures, n), n) for n in _working(figures))
     stage = figures.stages[n]
     used = (
-        f"the busiest stage, {stage.name}, is used to {share:.0%}"
+        f"the busiest stage, {stage.label}, is used to {share:.0%}"
         if share < _BOTTLENECK
-        else f"the busiest stage, {stage.name}, has {stage.at_once:.1f} calls under way on average, but nothing waits for it"
+        else f"the busiest stage, {stage.label}, has {stage.at_once:.1f} calls under way on average, but nothing waits for it"
     )
     return Verdict(
         "none",
@@ -94,7 +94,7 @@ def _inline(figures: Figures) -> Verdict | None:
     if not lanes or any(lane.name != "inline" for lane in lanes):
         return None
     parts = ", ".join(
-        f"{stage.name} took {stage.busy / figures.length:.0%} of it"
+        f"{stage.label} took {stage.busy / figures.length:.0%} of it"
         for stage in figures.stages
         if stage.busy >= 0.05 * figures.length
     )
@@ -141,7 +141,7 @@ def _tail(figures: Figures) -> Verdict | None:
     return Verdict(
         "tail",
         f"for its last {length / figures.length:.0%} ({in_words(length)}) the run waits for one call of "
-        f"{figures.stages[longest.stage].name}{which}: put the largest inputs first in the source, or split them",
+        f"{figures.stages[longest.stage].label}{which}: put the largest inputs first in the source, or split them",
     )
 
 
@@ -154,7 +154,7 @@ def _gil(figures: Figures) -> Verdict | None:
         if found:
             return Verdict(
                 "gil",
-                f"the threads of {stage.name} use one core together: {found}; if it is Python code that holds the interpreter lock, "
+                f"the threads of {stage.label} use one core together: {found}; if it is Python code that holds the interpreter lock, "
                 "on='processes' lets it use all cores",
                 stage.name,
                 min(1.0, stage.at_once),
@@ -243,17 +243,19 @@ def _pool(figures: Figures) -> Verdict:
         computing = figures.recording.stages[number].computing or 0.0
         return Verdict(
             "waiting",
-            f"{first.name} is the bottleneck: it holds its places on {of} for {share:.0%} of the run and computes for {computing:.0%} of that, "
+            f"{first.label} is the bottleneck: it holds its places on {of} for {share:.0%} of the run and computes for {computing:.0%} of that, "
             "the rest it waits: more of its calls at once help, with on='threads', blocking=True and a higher concurrency, or as a coroutine; "
             "more cores do not",
             first.name,
             share,
         )
     if len(stages) == 1 or first.busy >= 0.75 * whole:
-        who = f"{first.name} is the bottleneck at {share:.0%} of {of}"
+        who = f"{first.label} is the bottleneck at {share:.0%} of {of}"
     else:
-        parts = ", ".join(f"{s.name} {s.busy / whole:.0%}" for s in stages if s.busy > 0.05 * whole)
-        who = f"the CPU stages are the bottleneck at {share:.0%} of {of}, {first.name} first ({parts} of it)"
+        parts = ", ".join(
+            f"{s.label} {s.busy / whole:.0%}" for s in stages if s.busy > 0.05 * whole
+        )
+        who = f"the CPU stages are the bottleneck at {share:.0%} of {of}, {first.label} first ({parts} of it)"
     return Verdict("cores", f"{who}: more cores help, more concurrency does not", first.name, share)
 
 
@@ -267,7 +269,7 @@ def _only_one(figures: Figures, n: int) -> Verdict:
     share = stage.at_once
     return Verdict(
         "worker",
-        f"{stage.name} is the bottleneck: it works on one call at a time and is busy for {share:.0%} of the run, while "
+        f"{stage.label} is the bottleneck: it works on one call at a time and is busy for {share:.0%} of the run, while "
         f"{_cores_used(figures)}: allow it more at once if what it does bears that, else give it larger batches",
         stage.name,
         share,
@@ -285,7 +287,7 @@ def _own(figures: Figures, n: int) -> Verdict:
     if share >= _BOTTLENECK and taken < 0.7 * total:
         return Verdict(
             "rate",
-            f"{stage.name} waits {of_time:.0%} of its time for its rate limit, in {share:.0%} of the run: only a higher limit, fewer or "
+            f"{stage.label} waits {of_time:.0%} of its time for its rate limit, in {share:.0%} of the run: only a higher limit, fewer or "
             "smaller calls, or a cache help; more cores and more concurrency do not",
             stage.name,
             share,
@@ -299,7 +301,7 @@ def _own(figures: Figures, n: int) -> Verdict:
     waited = f" and calls waited {of_time:.0%} of their time for one" if of_time >= 0.01 else ""
     return Verdict(
         "concurrency",
-        f"{stage.name} is the bottleneck: its {limit:.0f} places are taken for {occupied:.0%} of the run{waited}: a higher concurrency "
+        f"{stage.label} is the bottleneck: its {limit:.0f} places are taken for {occupied:.0%} of the run{waited}: a higher concurrency "
         "helps as far as what it calls bears it; more cores do not",
         stage.name,
         occupied,
@@ -329,7 +331,7 @@ def _retrying(figures: Figures) -> Verdict | None:
     stage = figures.stages[n]
     return Verdict(
         "retry",
-        f"items of {stage.name} wait for their next attempt in {share:.0%} of the run, {stage.retried:,} of its {stage.calls:,} calls "
+        f"items of {stage.label} wait for their next attempt in {share:.0%} of the run, {stage.retried:,} of its {stage.calls:,} calls "
         "having been tried again: fewer failures or shorter delays help; more cores and more concurrency do not",
         stage.name,
         share,
@@ -349,7 +351,7 @@ def _overhead(figures: Figures) -> Verdict | None:
                 mend += "; batches or larger pieces help against the last"
             return Verdict(
                 "overhead",
-                f"work stood before {stage.name} nearly all the time, and yet only {_cores_used(figures)}: {reasons}; {mend}",
+                f"work stood before {stage.label} nearly all the time, and yet only {_cores_used(figures)}: {reasons}; {mend}",
                 stage.name,
                 min(1.0, _share(figures, n)),
             )
@@ -365,7 +367,7 @@ def _source(figures: Figures) -> Verdict | None:
         return None
     idle = figures.stages[0].wait_input
     waits = (
-        f"; {figures.stages[0].name} had nothing to do for {idle / figures.length:.0%} of the run"
+        f"; {figures.stages[0].label} had nothing to do for {idle / figures.length:.0%} of the run"
         if idle and idle >= 0.1 * figures.length
         else ""
     )

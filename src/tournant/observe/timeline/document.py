@@ -96,7 +96,7 @@ def _run(number: int, recording: Recording, *, alone: bool) -> str:
     advice = advise(recording)
     # The run's own report has the figures that the advice is drawn from; a recording without one has them reckoned.
     text = recording.summary.strip("\n") or "\n".join(advice.lines)
-    sentence = advice.sentence
+    sentence = advice.statement
     if text.count("\n") < _SENTENCES and recording.summary:
         # Whoever made the recording said in a few words what it shows: theirs go before ours.
         sentence, text = text, ""
@@ -108,7 +108,7 @@ def _run(number: int, recording: Recording, *, alone: bool) -> str:
     parts = [
         f'<section class="run" id="run-{number}" aria-labelledby="run-{number}-title">',
         '<header class="run-head">',
-        f'<h2 id="run-{number}-title">{escape(recording.title)}</h2>',
+        f'<h2 id="run-{number}-title" title="{escape(recording.title)}">{escape(recording.title)}</h2>',
         f'<p class="facts">{escape(_facts(recording))}</p>',
         f'<p class="advice">{escape(sentence)}</p>' if sentence else "",
         f'<p class="lost">{escape(lost)}</p>' if lost else "",
