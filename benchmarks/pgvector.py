@@ -1,4 +1,4 @@
-"""The index in PostgreSQL beside the one in LanceDB: `python -m benchmarks.pgvector --corpus DIR [--chunks N] [--url URL]`.
+"""The index in PostgreSQL beside the one in LanceDB: `python -m benchmarks pgvector --corpus DIR [--chunks N] [--url URL]`.
 
 Both take the very same chunks, in the same commits, through the same interface: chunks of real documents, embedded by the static model
 (256 dimensions). What is searched for are words out of chunks of the same documents that are not in the index, embedded by the same
@@ -215,7 +215,7 @@ def _changed(document: Any) -> Any:
 
 def main() -> int:
     """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pgvector", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks pgvector", description=__doc__)
     parser.add_argument("--corpus", type=Path, action="append", required=True)
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--url", help="a database, with index=bench in it; made and left there")
