@@ -74,6 +74,11 @@ def _short(figures: Figures) -> Verdict | None:
     count = sum(map(len, figures.calls))
     if count and figures.length >= _SECONDS_AT_LEAST and count >= _CALLS_AT_LEAST:
         return None
+    if not count and not figures.recording.lost:
+        return Verdict(
+            "short",
+            "no call was recorded: there was nothing to do, or TOURNANT_EVENTS=0 in the environment switches recording off",
+        )
     calls = "1 call" if count == 1 else f"{count:,} calls"
     if figures.recording.lost:
         return Verdict(
