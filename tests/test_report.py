@@ -154,3 +154,12 @@ def test_the_bottleneck_is_the_stage_that_was_busiest():
 
     report = tn.Pipeline(range(40)).map(quick, on="loop").map(slow).map(same).run()
     assert report.busiest == "slow"
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [(1234.56, "1,234.6 inputs/s"), (1.0, "1.0 inputs/s"), (0.5, "30.0 inputs/min"), (1 / 36_000, "0.1 inputs/h")],
+)  # fmt: skip
+def test_slow_rates_are_told_by_the_minute_or_the_hour(rate, said):
+    report = tn.Report(bottleneck="slow", utilisation=0.9, ceiling=rate)
+    assert str(report).endswith(f"bottleneck: slow at 90%, ceiling {said}")

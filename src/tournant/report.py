@@ -271,7 +271,7 @@ class Report:
             cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
             lines.append("  " + "  ".join(cells).rstrip())
         if self.bottleneck is not None:
-            ceiling = f", ceiling {self.ceiling:,.1f} inputs/s" if self.ceiling else ""
+            ceiling = f", ceiling {paced(self.ceiling)}" if self.ceiling else ""
             lines.append(
                 f"bottleneck: {labelled(self.bottleneck)} at {self.utilisation:.0%}{ceiling}"
             )
@@ -297,6 +297,14 @@ class Report:
             )
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+
+def paced(rate: float) -> str:
+    """Return inputs per second as people write them: ``104.2 inputs/s``, ``12.0 inputs/h``."""
+    for seconds, unit in ((1, "s"), (60, "min")):
+        if rate * seconds >= 1:
+            return f"{rate * seconds:,.1f} inputs/{unit}"
+    return f"{rate * 3600:,.1f} inputs/h"
 
 
 def labelled(name: str) -> str:

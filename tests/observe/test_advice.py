@@ -320,7 +320,7 @@ def test_a_source_that_gives_until_the_end_while_nothing_is_full_is_the_bottlene
     slices = row(0, 0, every(0.1), 0.04)
     kind, sentence = said(made((EMBED,), slices, inputs=trickle()))
     assert kind == "source"
-    assert sentence.startswith("the source is the bottleneck: it gave 10.0 inputs a second until the end, while 0.4 of two cores were used: ")  # fmt: skip
+    assert sentence.startswith("the source is the bottleneck: it gave 10.0 inputs/s until the end, while 0.4 of two cores were used: ")  # fmt: skip
     queue = (Counter("queue: embed", "items", ((0.0, 0.0),)),)
     advice = advise(made((EMBED,), slices, inputs=trickle(), counters=queue))
     assert "; embed had nothing to do for 60% of the run: " in advice.sentence

@@ -14,7 +14,7 @@ from typing import Any
 from tournant.observe.figures import Figures, StageTime, in_words
 from tournant.observe.recording import Recording
 from tournant.observe.verdict import MOSTLY_COMPUTING, verdict
-from tournant.report import BOTTLENECK, labelled
+from tournant.report import BOTTLENECK, labelled, paced
 
 __all__ = ["Advice", "StageTime", "advise"]
 
@@ -144,7 +144,7 @@ def _lines(advice: Advice) -> Iterator[str]:
     low = advice.computing is not None and advice.computing < MOSTLY_COMPUTING
     yield f"{cores} ({advice.computing:.0%} of that is CPU time)" if low else cores
     if advice.bottleneck is not None and advice.utilisation >= BOTTLENECK:
-        ceiling = f", ceiling {advice.ceiling:,.1f} inputs/s" if advice.ceiling else ""
+        ceiling = f", ceiling {paced(advice.ceiling)}" if advice.ceiling else ""
         yield f"bottleneck: {labelled(advice.bottleneck)} at {advice.utilisation:.0%}{ceiling}"
     if advice.lost:
         yield f"the first {advice.lost:,} events are gone: they were overwritten by later ones, and all figures are of what is left"

@@ -8,6 +8,7 @@ from statistics import median
 from tournant.observe.figures import Figures, in_words
 from tournant.observe.usage import Steps, together
 from tournant.report import BOTTLENECK as _BOTTLENECK
+from tournant.report import paced
 
 #: Below this a run tells nothing.
 _SECONDS_AT_LEAST, _CALLS_AT_LEAST = 0.5, 8
@@ -379,7 +380,7 @@ def _source(figures: Figures) -> Verdict | None:
     rate = len(begins) / figures.length
     return Verdict(
         "source",
-        f"the source is the bottleneck: it gave {rate:,.1f} inputs a second until the end, while {_cores_used(figures)}{waits}: make the "
+        f"the source is the bottleneck: it gave {paced(rate)} until the end, while {_cores_used(figures)}{waits}: make the "
         "source faster, or leave it; nothing in the pipeline would help",
         "source",
         1.0,

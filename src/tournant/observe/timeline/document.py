@@ -127,9 +127,7 @@ def _facts(recording: Recording) -> str:
     facts = [
         _count(len(recording.inputs), "input"),
         _count(calls, "call"),
-        f"{recording.duration:,.3g} s"
-        if recording.duration < 100
-        else f"{recording.duration:,.0f} s",
+        _duration(recording.duration),
         _count(recording.cores, "core"),
     ]
     if recording.began > 0:
@@ -140,6 +138,16 @@ def _facts(recording: Recording) -> str:
         else:
             facts.append(f"{began:%Y-%m-%d %H:%M:%S} UTC")
     return " · ".join(facts)
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as the page itself tells it: ``5.85 ms``, ``17.2 s``, ``5 min 12 s``, ``10 h 0 min``."""
+    if seconds >= 120:
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    value, unit = (seconds, "s") if seconds >= 1 or not seconds else (seconds * 1e3, "ms")
+    return f"{value:.3g} {unit}"
 
 
 def _count(number: int, what: str) -> str:
