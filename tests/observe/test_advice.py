@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trace_samples import ingest
 
@@ -553,6 +553,7 @@ def test_anything_that_can_be_recorded_gets_an_answer(make: Callable[[], Recordi
 # steps
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=20))
 def test_steps_count_what_is_under_way(pairs: list[tuple[int, int]]) -> None:
     spans = [(float(min(pair)), float(max(pair))) for pair in pairs]

@@ -15,7 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from perfetto_tool import Perfetto, skip_without
 from trace_samples import ingest
@@ -131,7 +131,7 @@ def recordings(draw: st.DrawFn) -> Recording:
 
 
 @given(recordings(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_read_is_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, recording: Recording, packed: bool
 ) -> None:
