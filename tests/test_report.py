@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,8 @@ def test_a_stage_that_was_idle_for_most_of_the_run_is_no_bottleneck_and_has_no_c
     assert report.busiest == "brief"
     assert report.utilisation < 0.1
     assert report.bottleneck is report.ceiling is None
-    assert "; no stage was the bottleneck" in str(report)
+    assert "busiest: brief at " in str(report)
+    assert "bottleneck" not in str(report)
     assert "ceiling" not in str(report)
 
 
@@ -163,3 +165,16 @@ def test_the_bottleneck_is_the_stage_that_was_busiest():
 def test_slow_rates_are_told_by_the_minute_or_the_hour(rate, said):
     report = tn.Report(bottleneck="slow", utilisation=0.9, ceiling=rate)
     assert str(report).endswith(f"bottleneck: slow at 90%, ceiling {said}")
+
+
+def nap(value):
+    time.sleep(0.002)
+    return value
+
+
+@pytest.mark.parametrize("on", ["threads", "processes"])
+def test_a_stage_with_fewer_workers_than_cores_is_measured_by_its_own(on):
+    report = tn.Pipeline(range(100)).map(nap, on=on, max_workers=1).run()
+    (stage,) = report.stages
+    assert report.busiest == "nap"
+    assert report.utilisation == pytest.approx(stage.busy / report.duration)

@@ -169,8 +169,7 @@ class Report:
         utilisation: the share of the busiest stage's capacity that was used, 0 to 1; where CPU stages
             share the cores this is the share of all cores, and where it is a rate, the share of the run in which calls
             waited for it.
-        bottleneck: the busiest stage where it used at least 70 % of its capacity; otherwise ``None``: nothing in the pipeline was
-            what the run waited for.
+        bottleneck: the busiest stage where it used at least 70 % of its capacity; otherwise ``None``.
         ceiling: inputs per second that the measured demands allow at full use of the bottleneck, by the utilisation law
             (Denning and Buzen, 1978); ``None`` without a bottleneck.
         warnings: what looked wrong, each with its mend.
@@ -277,7 +276,7 @@ class Report:
             )
         elif self.busiest is not None:
             lines.append(
-                f"busiest: {labelled(self.busiest)} at {self.utilisation:.0%}; no stage was the bottleneck"
+                f"busiest: {labelled(self.busiest)} at {self.utilisation:.0%} of its capacity"
             )
         for stage in self.stages:
             if stage.limits:

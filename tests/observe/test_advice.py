@@ -456,6 +456,11 @@ def test_threads_that_use_one_core_together_are_told_by_calls_that_grow() -> Non
     assert "a call takes 2.0 times as long while 2 run at once" in sentence
     scaling = [one for lane in (0, 1) for one in row(lane, 0, every(0.1, first=3.0), 0.1)]
     assert said(made(THREADS, alone + scaling))[0] == "cores"
+    # Those that wait hold no lock, and no lock makes calls a hundred times as long.
+    waiting = (THREADS[0]._replace(computing=0.01), *THREADS[1:])
+    assert said(made(waiting, alone + together_))[0] != "gil"
+    brief = row(0, 0, every(0.1, 3.0), 0.002)
+    assert said(made(THREADS, brief + together_))[0] != "gil"
 
 
 # none

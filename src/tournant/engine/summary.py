@@ -24,23 +24,23 @@ def build_report(run: Run) -> Report:
     stages: list[StageReport] = []
     pooled: list[StageReport] = []
     single: list[StageReport] = []
-    for segment in run.segments:
-        for stats in segment.stats:
-            stage = stats.report(duration)
-            stages.append(stage)
-            if stage.on == "engine":
-                continue
-            shares_cores = segment.on in ("threads", "processes") and not getattr(
-                segment, "blocking", False
-            )
-            (pooled if shares_cores else single).append(stage)
     cores = run.pool.slots.count
     resources: list[tuple[float, float, str]] = []
-    if pooled and duration > 0:
-        busy = sum(stage.busy for stage in pooled)
-        resources.append(
-            (busy / (cores * duration), busy / cores, max(pooled, key=lambda s: s.busy).name)
+    for segment in run.segments:
+        mine = [stats.report(duration) for stats in segment.stats]
+        stages += mine
+        shares_cores = segment.on in ("threads", "processes") and not getattr(
+            segment, "blocking", False
         )
+        if not shares_cores:
+            single += [stage for stage in mine if stage.on != "engine"]
+            continue
+        pooled += mine
+        # Stages that are called one after the other in one hand-over have the same workers.
+        if mine[0].limit < cores and duration > 0:
+            resources.append(_together(mine, mine[0].limit, duration))
+    if pooled and duration > 0:
+        resources.append(_together(pooled, cores, duration))
     resources += [
         (s.busy / (s.limit * duration), s.busy / s.limit, s.name) for s in single if duration > 0
     ]
@@ -68,6 +68,12 @@ def build_report(run: Run) -> Report:
     for segment in run.segments:
         report = segment.amend(report)
     return report
+
+
+def _together(stages: list[StageReport], workers: int, duration: float) -> tuple[float, float, str]:
+    """Return what stages that share some workers come to: see `demands`."""
+    busy = sum(stage.busy for stage in stages)
+    return busy / (workers * duration), busy / workers, max(stages, key=lambda s: s.busy).name
 
 
 def demands(resources: list[tuple[float, float, str]], ended: int) -> dict[str, Any]:
