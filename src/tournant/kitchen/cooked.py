@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +20,17 @@ class Cooked:
         way: name of the way, a key of `WAYS`.
         seconds: from the first order in to the last plate out.
         cpu: seconds of computing meanwhile, of all threads and processes of the cooks together.
-        cores: cores that the machine gives us.
+        cores: cores that the system lets us use.
         plates: in the order of the orders.
         pid: the process that the stopwatch ran in.
         began: where the stopwatch began on the machine's monotonic clock.
         alone: seconds of the same work done synchronously; ``None`` where that was not measured.
-        disturbed: whether other programs took cores from this way or from the synchronous one, so that the two are not comparable.
+        disturbed: whether this way or the synchronous one got less of the cores than it could have used, so that the two are not comparable.
         hiring: seconds that it took to start the worker processes, which are not in `seconds`; 0 where they were there, or not needed.
         others: cores that other programs kept busy meanwhile; 0 where the system does not say.
+        crowded: whether other programs took cores that the cooks could have used.
         gil: whether this Python has a GIL.
+        workers: processes that a pool starts: as many as `cores`, or ``TOURNANT_CORES``; 0 stands for `cores`.
     """
 
     work: str
@@ -44,7 +45,9 @@ class Cooked:
     disturbed: bool = False
     hiring: float = 0.0
     others: float = 0.0
+    crowded: bool = False
     gil: bool = True
+    workers: int = 0
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -69,9 +72,32 @@ class Cooked:
         return max((depth for _, depth in _depths(self.steps)), default=0)
 
     @property
-    def crowded(self) -> bool:
-        """Whether other programs took cores that the cooks could have used."""
-        return self.others >= 0.2 and self.others + self.busy_cores > 0.85 * (os.cpu_count() or 1)
+    def thinking(self) -> tuple[Step, ...]:
+        """The steps that compute."""
+        names = WORKS[self.work].thinks
+        return tuple(step for step in self.steps if step.name in names)
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time, 0 to 1, for which somebody was at a step that waits."""
+        names = WORKS[self.work].thinks
+        return _length([step for step in self.steps if step.name not in names]) / self.seconds
+
+    @property
+    def thinking_cores(self) -> float:
+        """How many cores worked, on average, while somebody was at a step that computes; 0 where nobody was."""
+        length = _length(list(self.thinking))
+        return sum(step.cpu for step in self.thinking) / length if length else 0.0
+
+    @property
+    def starved(self) -> bool:
+        """Whether a step that had a thread and the GIL to itself, and no more to do than to compute, stood still for a quarter of its time."""
+        steps = list(self.thinking)
+        if self.way == "hybrid":
+            steps = [step for step in steps if step.pid != self.pid]
+        if self.way == "threads" or (self.workers or self.cores) > self.cores:
+            return False
+        return sum(s.cpu for s in steps) < 0.75 * sum(s.ended - s.began for s in steps)
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -183,6 +209,7 @@ class Cooked:
             "busy_cores": self.busy_cores,
             "cpu": self.cpu,
             "other_programs": self.others,
+            "crowded": self.crowded,
             "disturbed": self.disturbed,
             "hiring": self.hiring,
             "processes": len(self.processes),
@@ -211,3 +238,12 @@ def _depths(steps: tuple[Step, ...]) -> list[tuple[float, int]]:
         depth += change
         found.append((at, depth))
     return found
+
+
+def _length(steps: list[Step]) -> float:
+    """Return for how many seconds at least one of the steps was under way."""
+    length, until = 0.0, float("-inf")
+    for step in sorted(steps, key=lambda step: step.began):
+        length += max(0.0, step.ended - max(step.began, until))
+        until = max(until, step.ended)
+    return length

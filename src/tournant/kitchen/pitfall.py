@@ -21,6 +21,7 @@ class Pitfall(NamedTuple):
         mend: what is different in the mended program.
         culprits: code that is to blame; a guard names one of the lines with it.
         hangs: whether the program never ends by itself.
+        cores: whether its point is how many cores are at work, so that it needs more than one that nobody else uses.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Pitfall(NamedTuple):
     mend: str
     culprits: tuple[str, ...]
     hangs: bool = False
+    cores: bool = False
 
     @property
     def program(self) -> Path:
@@ -89,6 +91,7 @@ PITFALLS = {
             "It works. That the threads take turns at the GIL, nothing says.",
             "Processes have a GIL each.",
             ("total += ", "for grain in", "cooks.map("),
+            cores=True,
         ),
         Pitfall(
             "unbounded-gather",

@@ -13,6 +13,7 @@ from tournant.kitchen.pitfall import PITFALLS, Pitfall
 from tournant.kitchen.reasons import NOTICED, why
 from tournant.kitchen.trial import Trial
 from tournant.kitchen.ways import WAYS, WORKS
+from tournant.pool.slots import usable_cores
 
 BOLD, DIM, RED, GREEN = "1", "2", "31", "32"
 
@@ -33,10 +34,11 @@ def wrapped(text: str, width: int, head: str = "  ") -> list[str]:
 def opening(kitchen: Kitchen, width: int, color: bool = False) -> str:
     """Return what is cooked here, and on what machine."""
     lock = "with a GIL" if has_gil() else "without a GIL"
-    cores = f"{kitchen.cores} core{'' if kitchen.cores == 1 else 's'}"
-    head = (
-        f"The kitchen: {kitchen.orders} orders, {cores}, Python {platform.python_version()} {lock}"
-    )
+    cores = _counted(kitchen.cores, "core")
+    if kitchen.workers != kitchen.cores:
+        cores += f" (TOURNANT_CORES={kitchen.workers})"
+    orders = _counted(kitchen.orders, "order")
+    head = f"The kitchen: {orders}, {cores}, Python {platform.python_version()} {lock}"
     lines = [styled(head, BOLD, color)]
     lines += wrapped(
         f"Each answer of a server takes {WAIT * kitchen.waits:.2g} s; a photograph has {kitchen.side} x {kitchen.side} pixels. "
@@ -69,7 +71,7 @@ def cooked_text(cooked: Cooked, width: int, color: bool = False, *, ascii: bool 
     )
     lines = [
         f"\n{styled(f'{cooked.way:12}', BOLD, color)}{styled(figures, BOLD, color)}",
-        f"  {WAYS[cooked.way]}",
+        f"  {cooks(cooked)}",
         *wrapped(f"who: {who(cooked)}", width),
     ]
     if cooked.hiring >= 0.01:
@@ -81,6 +83,19 @@ def cooked_text(cooked: Cooked, width: int, color: bool = False, *, ascii: bool 
         lines += wrapped(line, width, "") if line.startswith("stages:") else [line]
     lines += wrapped(why(cooked), width, "  why: ")
     return "\n".join(lines)
+
+
+def cooks(cooked: Cooked) -> str:
+    """Return what the way is in a kitchen, here and now."""
+    workers = cooked.workers or cooked.cores
+    if cooked.way == "threads" and not cooked.gil:
+        return "many cooks, and no GIL: a thread for each dish"
+    if cooked.way == "processes" and workers == 1:
+        return "one cook with a stove: one process"
+    if cooked.way == "processes" and workers != cooked.cores:
+        stoves = _counted(cooked.cores, "stove")
+        return f"{workers} cooks, {stoves}: {workers} processes, as TOURNANT_CORES says"
+    return WAYS[cooked.way]
 
 
 def who(cooked: Cooked) -> str:
@@ -100,12 +115,19 @@ def who(cooked: Cooked) -> str:
 
 
 def table(everything: Sequence[Cooked], color: bool = False) -> str:
-    """Return all ways and works in one table of seconds; the fastest of a work, and who is as fast but for noise, have a star."""
+    """Return all ways and works in one table of seconds.
+
+    The fastest of a work, and who is as fast but for noise, have a star, if the times are comparable and there is more than one.
+    """
     cells = {(cooked.way, cooked.work): cooked for cooked in everything}
     works = [work for work in WORKS if any(cooked.work == work for cooked in everything)]
     ways = [way for way in WAYS if any(cooked.way == way for cooked in everything)]
-    best = {
-        work: min(cooked.seconds for cooked in everything if cooked.work == work) for work in works
+    of = {work: [cooked for cooked in everything if cooked.work == work] for work in works}
+    disturbed = [work for work in works if any(cooked.disturbed for cooked in of[work])]
+    fastest = {
+        work: min(cooked.seconds for cooked in of[work]) * NOTICED
+        for work in works
+        if work not in disturbed and len(of[work]) > 1
     }
     lines = [styled("Seconds, and beneath them steps at once / cores at work", BOLD, color)]
     lines.append(f"{'':12}" + "".join(f"{work:>15}" for work in works))
@@ -116,38 +138,32 @@ def table(everything: Sequence[Cooked], color: bool = False) -> str:
             if cooked is None:
                 seconds, beneath = seconds + " " * 15, beneath + " " * 15
                 continue
-            star = "*" if cooked.seconds < best[work] * NOTICED else " "
+            star = "*" if cooked.seconds < fastest.get(work, 0.0) else " "
             figure = styled(f"{cooked.seconds:13.2f} {star}", GREEN if star == "*" else "", color)
             seconds += figure
             beneath += f"{cooked.at_once:>7} / {cooked.busy_cores:.2f} "
         lines += [seconds.rstrip(), styled(beneath.rstrip(), DIM, color)]
-    lines.append(f"* the fastest, or within {NOTICED - 1:.0%} of it")
-    lines += _taken_home(cells, works)
+    if fastest:
+        lines.append(f"* the fastest, or within {NOTICED - 1:.0%} of it")
+    lines += _taken_home(cells, [work for work in works if work not in disturbed])
+    if disturbed:
+        lines.append(f"not comparable, as the machine was busy: {', '.join(disturbed)}")
     return "\n".join(lines)
 
 
 def _taken_home(cells: dict[tuple[str, str], Cooked], works: Sequence[str]) -> list[str]:
     """Return what the numbers of this very run say about async and threads."""
     lines = []
-    disturbed = [
-        work for work in works if any(c.disturbed for c in cells.values() if c.work == work)
-    ]
     for way in ("concurrent", "threads"):
-        found = [
-            (work, cells[way, work].speedup)
-            for work in works
-            if (way, work) in cells and work not in disturbed
-        ]
+        found = [(work, cells[way, work].speedup) for work in works if (way, work) in cells]
         known = [(work, speedup) for work, speedup in found if speedup is not None]
         helped = [f"{work} ({speedup:.1f}x)" for work, speedup in known if speedup >= NOTICED]
         not_ = [work for work, speedup in known if speedup < NOTICED]
-        if known:
-            said = f"{way} helped: {', '.join(helped) or 'nowhere'}"
+        if helped:
+            said = f"{way} helped: {', '.join(helped)}"
             lines.append(said + (f"; did not: {', '.join(not_)}" if not_ else ""))
-    if disturbed:
-        lines.append(
-            f"not comparable, as other programs used the cores too: {', '.join(disturbed)}"
-        )
+        elif not_:
+            lines.append(f"{way} did not help: {', '.join(not_)}")
     return lines
 
 
@@ -192,6 +208,11 @@ def trial_text(pitfall: Pitfall, name: str, trial: Trial, width: int, color: boo
         lines += wrapped(line, width, "  | ") if line.strip() else ["  |"]
     if remark:
         lines += wrapped(remark, width)
+    if pitfall.cores and name != "guarded" and trial.busy:
+        others = f"{trial.others:.1f} cores were at work for other programs"
+        lines += wrapped(f"The times are not comparable: {others} meanwhile.", width)
+    elif pitfall.cores and name == "mended" and usable_cores() == 1:
+        lines += wrapped("There is one core here, which processes share as well.", width)
     return "\n".join(lines)
 
 

@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 
 import tournant as tn
 from tournant.kitchen.errors import KitchenError
@@ -28,8 +30,9 @@ def hire(count: int) -> ProcessPoolExecutor:
     # A fork of a process with threads may hang, so they are fresh interpreters.
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), begin)
     try:
-        with _no_main():
-            _until_all(count, lambda: list(pool.map(present, range(count * 2))))
+        with _no_main(), _undisturbed():
+            pool.submit(present, 0)  # which starts them all
+        _until_all(count, lambda: list(pool.map(present, range(count * 2))))
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
@@ -50,8 +53,18 @@ def present(_: int) -> int:
 
 
 def begin() -> None:
-    """Let Ctrl-C be the business of whoever hired us."""
+    """Let Ctrl-C be the business of whoever hired us, and end when they do, however that is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    boss = multiprocessing.parent_process()
+    assert boss is not None
+
+    def go_home() -> None:
+        wait([boss.sentinel])
+        os._exit(1)
+
+    # The pool's own queue does not end with the boss: every process holds both of its ends.
+    threading.Thread(target=go_home, name="kitchen-boss", daemon=True).start()
 
 
 def _until_all(count: int, ask: object) -> None:
@@ -64,6 +77,16 @@ def _until_all(count: int, ask: object) -> None:
                 f"only {len(seen)} of {count} worker processes started within {_PATIENCE:.0f} s; TOURNANT_CORES sets how many there are"
             )
         seen.update(ask())
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Have new processes begin with Ctrl-C blocked: in their first milliseconds they don't ignore it yet, and would show a traceback."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager
