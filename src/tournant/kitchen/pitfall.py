@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tournant.errors import short
 from tournant.kitchen.errors import KitchenError
@@ -51,6 +51,19 @@ class Pitfall(NamedTuple):
     def mended(self) -> Path:
         """The same program without it."""
         return _FOLDER / f"{self.name.replace('-', '_')}_mended.py"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data that ``json.dumps`` takes."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "bare": self.bare,
+            "mend": self.mend,
+            "hangs": self.hangs,
+            "lines": list(self.lines),
+            "program": str(self.program),
+            "mended": str(self.mended),
+        }
 
 
 PITFALLS = {
