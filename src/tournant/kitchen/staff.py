@@ -29,10 +29,15 @@ def hire(count: int) -> ProcessPoolExecutor:
     """
     # A fork of a process with threads may hang, so they are fresh interpreters.
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), begin)
-    try:
+
+    def ask() -> list[int]:
+        # The pool starts a process when it is given something to do and nobody is idle, as long as there are not enough.
         with _no_main(), _undisturbed():
-            pool.submit(present, 0)  # which starts them all
-        _until_all(count, lambda: list(pool.map(present, range(count * 2))))
+            answers = pool.map(present, range(count * 2))
+        return list(answers)
+
+    try:
+        _until_all(count, ask)
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise

@@ -223,7 +223,7 @@ class Demonstration:
         name = re.escape(self.pitfall.program.name)
         # Only what the guards said, not what Python said of the program's own end.
         said = "\n".join(self.guarded.said)
-        found = re.findall(rf"{name}:(\d+)\)", said[max(0, said.find(_GUARDS.decode())) :])
+        found = re.findall(rf"{name}:(\d+)", said[max(0, said.find(_GUARDS.decode())) :])
         return tuple(sorted({int(number) for number in found}))
 
     @property
