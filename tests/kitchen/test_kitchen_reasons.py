@@ -11,7 +11,8 @@ import pytest
 
 from tournant.kitchen import WAYS, WORKS, Cooked, Plate, Setting, Step, why
 from tournant.kitchen.load import Load, process_seconds
-from tournant.kitchen.show import cooked_text, cooks, table, who
+from tournant.kitchen.reasons import cooks
+from tournant.kitchen.show import cooked_text, table, who
 
 SETTING = Setting(("127.0.0.1", 1), ("127.0.0.1", 2), 8)
 
@@ -276,3 +277,24 @@ def test_who_did_it_names_tasks_and_leaves_out_what_the_system_does_not_say() ->
         replace(plate, steps=(plate.steps[0]._replace(cores=()),)) for plate in cooked.plates
     )
     assert who(replace(cooked, plates=plates)) == "1 process (100); 1 thread"
+
+
+def test_the_page_says_what_is_cooked_and_how() -> None:
+    recording = measured("thinking", "synchronous", at_once=1).recording()
+    assert recording.summary.startswith(
+        "Image processing in Python, which holds the GIL; one cook, one dish at a time. 1.00 s. One step at a time"
+    )
+    assert [stage.on for stage in recording.stages] == ["in the main thread"]
+
+
+def test_a_moment_between_two_steps_is_not_drawn() -> None:
+    steps, at = [], 10.0
+    for order in range(3):
+        steps.append(Step("blur", order, at, at + 1.0, 1.0, 100, "", 1, "", ()))
+        at += 1.0001 if order == 0 else 1.5
+    plates = tuple(Plate(step.order, SETTING, steps=(step,)) for step in steps)
+    (counter,) = Cooked(
+        "thinking", "synchronous", at - 10, 3.0, 2, plates, 100, 10.0
+    ).recording().counters  # fmt: skip
+    found = [(round(at, 3), depth) for at, depth in counter.samples]
+    assert found == [(0.0, 0.0), (0.0, 1.0), (2.0, 0.0), (2.5, 1.0), (3.5, 0.0)]

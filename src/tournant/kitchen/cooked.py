@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,7 @@ class Cooked:
 
     def recording(self) -> Recording:
         """Return what ran where and when, for the chart, the timeline and the trace."""
-        from tournant.kitchen.reasons import why
+        from tournant.kitchen.reasons import cooks, why
 
         work = WORKS[self.work]
         names = [task.__name__ for task in work.plain]
@@ -140,7 +141,9 @@ class Cooked:
             )
             for plate in self.plates
         }
-        depths = tuple((at - zero, float(depth)) for at, depth in _depths(self.steps))
+        depths = _without_gaps(
+            [(at - zero, float(depth)) for at, depth in _depths(self.steps)], self.seconds / 500
+        )
         return Recording(
             title=f"{self.work}, {self.way}",
             began=time.time() - (time.monotonic() - zero),
@@ -150,13 +153,17 @@ class Cooked:
             lanes=tuple(lanes.values()),
             slices=tuple(slices),
             inputs=inputs,
-            counters=(Counter("steps at once", "steps", ((0.0, 0.0), *depths)),),
-            summary=f"{self.seconds:.2f} s. {why(self)}",
+            counters=(Counter("steps at once", "", ((0.0, 0.0), *depths)),),
+            summary=f"{_sentence(f'{work.title}; {cooks(self)}')} {self.seconds:.2f} s. {why(self)}",
         )
 
     def _placed(self) -> tuple[str, ...]:
         work = WORKS[self.work]
-        everywhere = {"synchronous": "threads", "concurrent": "loop", "threads": "threads"}
+        everywhere = {
+            "synchronous": "in the main thread",
+            "concurrent": "loop",
+            "threads": "threads",
+        }
         if self.way == "hybrid":
             return work.placed
         return (everywhere.get(self.way, "processes"),) * len(work.plain)
@@ -238,6 +245,30 @@ def _depths(steps: tuple[Step, ...]) -> list[tuple[float, int]]:
         depth += change
         found.append((at, depth))
     return found
+
+
+def _without_gaps(
+    depths: list[tuple[float, float]], shortest: float
+) -> tuple[tuple[float, float], ...]:
+    """Leave out the moments between one step and the next, which nobody could see, but which would be drawn as lines.
+
+    Args:
+        depths: when it changed, and to how many.
+        shortest: seconds for which a lower depth must have lasted.
+    """
+    kept: list[tuple[float, float]] = []
+    for n, (at, depth) in enumerate(depths):
+        lower = bool(kept) and depth < kept[-1][1]
+        following = depths[n + 1] if n + 1 < len(depths) else (math.inf, 0.0)
+        if lower and following[1] > depth and following[0] - at < shortest:
+            continue
+        if not kept or depth != kept[-1][1]:
+            kept.append((at, depth))
+    return tuple(kept)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _length(steps: list[Step]) -> float:

@@ -7,7 +7,7 @@ how many steps were under way at once and how many cores worked. What other prog
 from __future__ import annotations
 
 from tournant.kitchen.cooked import Cooked
-from tournant.kitchen.ways import WORKS
+from tournant.kitchen.ways import WAYS, WORKS
 
 #: From this ratio on, two times differ by more than the noise of a machine that does other things as well.
 NOTICED = 1.15
@@ -29,6 +29,19 @@ def why(cooked: Cooked) -> str:
     if cooked.disturbed:
         return f"The machine was busy, so the times are not comparable: {reason}"
     return f"{_speed(cooked.speedup)}: {reason}"
+
+
+def cooks(cooked: Cooked) -> str:
+    """Return what the way is in a kitchen, here and now."""
+    workers = cooked.workers or cooked.cores
+    if cooked.way == "threads" and not cooked.gil:
+        return "many cooks, and no GIL: a thread for each dish"
+    if cooked.way == "processes" and workers == 1:
+        return "one cook with a stove: one process"
+    if cooked.way == "processes" and workers != cooked.cores:
+        stoves = _counted(cooked.cores, "stove")
+        return f"{workers} cooks, {stoves}: {workers} processes, as TOURNANT_CORES says"
+    return WAYS[cooked.way]
 
 
 def _speed(speedup: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tournant.kitchen.cooked import Cooked
 from tournant.kitchen.cooking import WAIT, Kitchen, has_gil
 from tournant.kitchen.pitfall import PITFALLS, Pitfall
-from tournant.kitchen.reasons import NOTICED, why
+from tournant.kitchen.reasons import NOTICED, cooks, why
 from tournant.kitchen.trial import Trial
 from tournant.kitchen.ways import WAYS, WORKS
 from tournant.pool.slots import usable_cores
@@ -83,19 +83,6 @@ def cooked_text(cooked: Cooked, width: int, color: bool = False, *, ascii: bool 
         lines += wrapped(line, width, "") if line.startswith("stages:") else [line]
     lines += wrapped(why(cooked), width, "  why: ")
     return "\n".join(lines)
-
-
-def cooks(cooked: Cooked) -> str:
-    """Return what the way is in a kitchen, here and now."""
-    workers = cooked.workers or cooked.cores
-    if cooked.way == "threads" and not cooked.gil:
-        return "many cooks, and no GIL: a thread for each dish"
-    if cooked.way == "processes" and workers == 1:
-        return "one cook with a stove: one process"
-    if cooked.way == "processes" and workers != cooked.cores:
-        stoves = _counted(cooked.cores, "stove")
-        return f"{workers} cooks, {stoves}: {workers} processes, as TOURNANT_CORES says"
-    return WAYS[cooked.way]
 
 
 def who(cooked: Cooked) -> str:
