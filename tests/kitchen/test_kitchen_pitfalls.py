@@ -59,6 +59,7 @@ def test_it_hangs_or_ends_as_it_should(name: str, shown: dict[str, Demonstration
     if name == "unbounded-gather":
         assert bare.code == 1
         assert bare.said[-1] == "MemoryError"
+        assert shown[name].guarded.code == 1, "the watchdog's thread must be able to end, too"
     elif not bare.hung:
         assert bare.code == 0, "a mistake that fails by itself needs no guard"
 
@@ -228,7 +229,8 @@ def test_silence_of_the_guards_is_explained_where_threads_have_no_core() -> None
     pitfall, quiet = PITFALLS["threads-and-the-gil"], Trial(0, ("tournant watch: 0 findings",), 1.0)
     busy = Trial(0, quiet.said, 1.0, 1.8, True)
     fine = Trial(0, (), 0.1)
-    assert "other programs left no core for a second thread (1.8 " in silence(pitfall, busy)
+    assert "other programs left no core for a second thread: 1.8 " in silence(pitfall, busy)
+    assert "1.8 cores" in trial_text(pitfall, "guarded", busy, 80)
     shown = Demonstration(pitfall, fine, busy, fine)
     assert shown.problems == ()
     assert shown.as_dict()["note"] == shown.note == silence(pitfall, busy)

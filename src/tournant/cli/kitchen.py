@@ -183,8 +183,6 @@ def run_pitfalls(args: argparse.Namespace) -> int:
             _say(out, show.trial_text(pitfall, name, trial, columns, color))
 
         done.append(demonstrate(pitfall, tell))
-        if done[-1].note:
-            _say(out, "\n".join(show.wrapped(done[-1].note, columns)))
     if args.json:
         put_json(out, {"pitfalls": [demonstration.as_dict() for demonstration in done]})
     failed = [demonstration for demonstration in done if demonstration.problems]

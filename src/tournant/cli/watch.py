@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
+import time
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
@@ -76,14 +76,11 @@ def _run(args: argparse.Namespace) -> int:
     except _NoProgram as problem:
         put(sys.stderr, f"tournant watch: {problem}")
         return Exit.USAGE
-    # A thread's end loads a library, for which a program that runs out of memory would leave no room: so one ends now.
-    warm = threading.Thread(target=_flush)
-    warm.start()
-    warm.join()
     with watch(threshold=args.threshold, report=_at_once) as guards:
         code = _code_of(program, args.program, args.arguments)
     _flush()
     _tell(guards)
+    _wait_for_the_watchdog()
     return Exit.FAILED if args.fail and guards.findings and code == 0 else code
 
 
@@ -222,6 +219,19 @@ def _tell(guards: Watch) -> None:
         put(sys.stderr, f"- {finding.text}{times}")
     for notice in notes:
         put(sys.stderr, f"- note: {notice.text}")
+
+
+def _wait_for_the_watchdog() -> None:
+    """Let the watchdog's thread end by itself, which it does within a tenth of a second.
+
+    The interpreter's own end would cut it off, for which the system loads a library: after a program that has used up its memory there
+    may be no room for that, and the process would be aborted.
+    """
+    from tournant.guards.patrol import on_patrol
+
+    due = time.monotonic() + 2.0
+    while on_patrol() and time.monotonic() < due:
+        time.sleep(0.005)
 
 
 def _flush() -> None:

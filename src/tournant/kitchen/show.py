@@ -11,7 +11,7 @@ from tournant.kitchen.cooked import Cooked
 from tournant.kitchen.cooking import WAIT, Kitchen, has_gil
 from tournant.kitchen.pitfall import PITFALLS, Pitfall
 from tournant.kitchen.reasons import NOTICED, cooks, why
-from tournant.kitchen.trial import Trial
+from tournant.kitchen.trial import Trial, silence
 from tournant.kitchen.ways import WAYS, WORKS
 from tournant.pool.slots import usable_cores
 
@@ -180,6 +180,8 @@ def trial_text(pitfall: Pitfall, name: str, trial: Trial, width: int, color: boo
         "guarded": ("under the guards, tournant watch", "", 24),
         "mended": (f"mended, {pitfall.mended.name}", pitfall.mend, 6),
     }[name]
+    if name == "guarded":
+        remark = silence(pitfall, trial)
     ended = styled(trial.end, GREEN if trial.code == 0 else RED, color)
     lines = [f"{styled(head, BOLD, color)}: {ended}"]
     said = trial.said

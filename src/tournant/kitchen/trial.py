@@ -220,16 +220,12 @@ class Demonstration:
     @property
     def named_lines(self) -> tuple[int, ...]:
         """The lines of the program that the guards named."""
-        name = re.escape(self.pitfall.program.name)
-        # Only what the guards said, not what Python said of the program's own end.
-        said = "\n".join(self.guarded.said)
-        found = re.findall(rf"{name}:(\d+)", said[max(0, said.find(_GUARDS.decode())) :])
-        return tuple(sorted({int(number) for number in found}))
+        return named_lines(self.pitfall, self.guarded)
 
     @property
     def note(self) -> str:
         """Why the guards had nothing to say, where that is as it should be; else empty."""
-        return "" if set(self.named_lines) & set(self.pitfall.lines) else silence(self.pitfall, self.guarded)  # fmt: skip
+        return silence(self.pitfall, self.guarded)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -256,16 +252,24 @@ class Demonstration:
         }
 
 
+def named_lines(pitfall: Pitfall, guarded: Trial) -> tuple[int, ...]:
+    """Return the lines of a pitfall's program that the guards named, not Python."""
+    name = re.escape(pitfall.program.name)
+    said = "\n".join(guarded.said)
+    found = re.findall(rf"{name}:(\d+)", said[max(0, said.find(_GUARDS.decode())) :])
+    return tuple(sorted({int(number) for number in found}))
+
+
 def silence(pitfall: Pitfall, guarded: Trial) -> str:
-    """Return why the guards may have nothing to say of a pitfall on this machine; empty where they must."""
-    if not pitfall.cores:
+    """Return why the guards had nothing to say of a pitfall on this machine; empty where they had, or should have."""
+    if not pitfall.cores or set(named_lines(pitfall, guarded)) & set(pitfall.lines):
         return ""
     if usable_cores() == 1:
         return "The guards say nothing of the GIL: there is one core, which threads share anyway."
     if guarded.busy:
         return (
-            f"The guards say nothing of the GIL, as other programs left no core for a second thread ({guarded.others:.1f} cores were theirs). "
-            "Run it again when the machine has time."
+            f"The guards say nothing of the GIL, as other programs left no core for a second thread: {guarded.others:.1f} cores "
+            "were theirs. Run it again when the machine has time."
         )
     return ""
 
