@@ -31,6 +31,7 @@ class Cooked:
         others: cores that other programs kept busy meanwhile; 0 where the system does not say.
         crowded: whether other programs took cores that the cooks could have used.
         gil: whether this Python has a GIL.
+        answers: seconds that the servers took for their answers, all of them together.
         workers: processes that a pool starts: as many as `cores`, or ``TOURNANT_CORES``; 0 stands for `cores`.
     """
 
@@ -48,6 +49,7 @@ class Cooked:
     others: float = 0.0
     crowded: bool = False
     gil: bool = True
+    answers: float = 0.0
     workers: int = 0
 
     @property

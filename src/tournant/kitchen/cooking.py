@@ -118,7 +118,7 @@ class Kitchen:
         others = load.others(cpu + served_cpu, seconds)
         cooked = Cooked(
             work, way, seconds, cpu, self.cores, tuple(served), os.getpid(), began, hiring=hiring, others=others,
-            crowded=load.crowded(others, cpu / seconds), gil=has_gil(), workers=self.workers,
+            crowded=load.crowded(others, cpu / seconds), gil=has_gil(), answers=self._answers(work), workers=self.workers,
         )  # fmt: skip
         if way == "synchronous":
             self._alone[work] = cooked
@@ -184,11 +184,14 @@ class Kitchen:
             return ways.processes(work, plates, self._processes)
         return ways.hybrid(work, plates)
 
+    def _answers(self, work: str) -> float:
+        waits = len(WORKS[work].plain) - len(WORKS[work].thinks)
+        return self.orders * waits * WAIT * self.waits
+
     def _waited(self, cooked: Cooked) -> bool:
         """Tell whether it was the servers' waiting that the time went to."""
-        waits = sum(step.ended - step.began for step in cooked.steps)
-        answers = len(cooked.steps) * WAIT * self.waits
-        return not WORKS[cooked.work].thinks and waits < 1.5 * answers
+        steps = sum(step.ended - step.began for step in cooked.steps)
+        return not cooked.thinking and steps < 1.5 * cooked.answers
 
     def _check(self, cooked: Cooked) -> None:
         """Compare the dishes with those of the first way, and the digests with what was sent."""

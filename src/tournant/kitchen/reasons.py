@@ -72,12 +72,10 @@ def _synchronous(cooked: Cooked) -> str:
         return f"one step at a time, never two: {share:.0%} of the time at steps that wait, and {1 - share:.0%} at steps that compute"
     if not work.waits:
         return "one step at a time, so one core at the most"
-    if cooked.crowded:
-        return "one step at a time, and each of them waits"
-    share = min(1.0, cooked.busy_cores)
-    if _waited(cooked):
-        return f"one step at a time, and {1 - share:.0%} of the time the cook stands and waits"
-    return f"one step at a time: the cook computes {share:.0%} of the time and waits for the rest"
+    if cooked.answers:
+        share = min(1.0, cooked.answers / cooked.seconds)
+        return f"one step at a time, and {share:.0%} of the time the cook stands and waits for a server"
+    return "one step at a time, each of which is a question to a server"
 
 
 def _concurrent(cooked: Cooked) -> str:
