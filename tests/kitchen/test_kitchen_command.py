@@ -175,6 +175,28 @@ def test_ctrl_c_ends_it_without_a_traceback(moment: float, tmp_path: Path) -> No
     assert (process.returncode, said) == (130, "Interrupted.\n")
 
 
+def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
+    """Else what the workers share is left, and a helper of Python's complains of it."""
+    process = tournant("kitchen", "--only=meal,processes", "--waits=50", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    deadline = time.monotonic() + 60
+    # Once the workers are there.
+    while len(children(process.pid)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (143, "")
+
+
+def children(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        pytest.skip("the system does not say")
+
+
 def test_its_processes_end_with_it_though_it_is_killed(tmp_path: Path) -> None:
     """The workers of a pool do not notice by themselves."""
     program = (

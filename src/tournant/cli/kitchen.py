@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import math
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from tournant.cli.text import Exit, finish, put, put_json, shown_path, width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tournant.kitchen.cooked import Cooked
     from tournant.kitchen.errors import KitchenError
@@ -125,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     ways = [name for name in WAYS if name in args.only] or list(WAYS)
     out, columns, color = sys.stdout, _columns(sys.stdout), _color(sys.stdout)
     everything = []
-    with Kitchen(waits=args.waits) as kitchen:
+    with _ending_in_order(), Kitchen(waits=args.waits) as kitchen:
         if not args.json:
             _say(out, opening(kitchen, columns, color))
         for work in works:
@@ -192,6 +195,23 @@ def run_pitfalls(args: argparse.Namespace) -> int:
             f"tournant: {demonstration.pitfall.name}: {'; '.join(demonstration.problems)}",
         )
     return Exit.FAILED if failed else Exit.OK
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Have SIGTERM end the command as Ctrl-C does, with its children and with what they share."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _check_file(path: str | None) -> None:

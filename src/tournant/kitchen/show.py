@@ -13,7 +13,7 @@ from tournant.kitchen.pitfall import PITFALLS, Pitfall
 from tournant.kitchen.reasons import NOTICED, cooks, why
 from tournant.kitchen.trial import Trial, silence
 from tournant.kitchen.ways import WAYS, WORKS
-from tournant.pool.slots import usable_cores
+from tournant.pool.slots import cores, usable_cores
 
 BOLD, DIM, RED, GREEN = "1", "2", "31", "32"
 
@@ -34,11 +34,11 @@ def wrapped(text: str, width: int, head: str = "  ") -> list[str]:
 def opening(kitchen: Kitchen, width: int, color: bool = False) -> str:
     """Return what is cooked here, and on what machine."""
     lock = "with a GIL" if has_gil() else "without a GIL"
-    cores = _counted(kitchen.cores, "core")
+    given = _counted(kitchen.cores, "core")
     if kitchen.workers != kitchen.cores:
-        cores += f" (TOURNANT_CORES={kitchen.workers})"
+        given += f" (TOURNANT_CORES={kitchen.workers})"
     orders = _counted(kitchen.orders, "order")
-    head = f"The kitchen: {orders}, {cores}, Python {platform.python_version()} {lock}"
+    head = f"The kitchen: {orders}, {given}, Python {platform.python_version()} {lock}"
     lines = [styled(head, BOLD, color)]
     lines += wrapped(
         f"Each answer of a server takes {WAIT * kitchen.waits:.2g} s; a photograph has {kitchen.side} x {kitchen.side} pixels. "
@@ -87,7 +87,7 @@ def cooked_text(cooked: Cooked, width: int, color: bool = False, *, ascii: bool 
 
 def who(cooked: Cooked) -> str:
     """Return which processes, threads and tasks did it, and on which cores."""
-    processes, threads, tasks, cores = (
+    processes, threads, tasks, seen = (
         cooked.processes, cooked.threads, cooked.tasks, cooked.seen_cores
     )  # fmt: skip
     pids = ", ".join(map(str, sorted(processes)[:4])) + (", ..." if len(processes) > 4 else "")
@@ -95,9 +95,9 @@ def who(cooked: Cooked) -> str:
     parts.append(_counted(len(threads), "thread"))
     if tasks:
         parts.append(_counted(len(tasks), "task"))
-    if cores:
-        numbers = ", ".join(map(str, cores))
-        parts.append(f"{'core' if len(cores) == 1 else 'cores'} {numbers}")
+    if seen:
+        numbers = ", ".join(map(str, seen))
+        parts.append(f"{'core' if len(seen) == 1 else 'cores'} {numbers}")
     return "; ".join(parts)
 
 
@@ -202,6 +202,8 @@ def trial_text(pitfall: Pitfall, name: str, trial: Trial, width: int, color: boo
         lines += wrapped(f"The times are not comparable: {others} meanwhile.", width)
     elif pitfall.cores and name == "mended" and usable_cores() == 1:
         lines += wrapped("There is one core here, which processes share as well.", width)
+    elif pitfall.cores and name == "mended" and cores() == 1:
+        lines += wrapped("TOURNANT_CORES=1 leaves one process to do it all.", width)
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 import tournant as tn
 from tournant.kitchen.errors import KitchenError
 
+_ENDS = {signal.SIGINT, signal.SIGTERM}
 #: Seconds that new processes get to be all there.
 _PATIENCE = 60.0
 
@@ -60,7 +61,7 @@ def present(_: int) -> int:
 def begin() -> None:
     """Let Ctrl-C be the business of whoever hired us, and end when they do, however that is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
     boss = multiprocessing.parent_process()
     assert boss is not None
 
@@ -86,8 +87,11 @@ def _until_all(count: int, ask: object) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Have new processes begin with Ctrl-C blocked: in their first milliseconds they don't ignore it yet, and would show a traceback."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Start processes with the signals blocked that end us.
+
+    In its first milliseconds a process doesn't ignore Ctrl-C yet, and would show a traceback; and so would one that we leave half started.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
         yield
     finally:
