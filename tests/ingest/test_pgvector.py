@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+import string
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +208,24 @@ class TestReaching:
         monkeypatch.setattr(schema, "_OLDEST_EXTENSION", (99, 0))
         assert "ALTER EXTENSION vector UPDATE" in self.refused(pg_url)
 
+    def test_an_old_server(self, pg_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from tournant.ingest.indexes.pgvector import schema
+
+        monkeypatch.setattr(schema, "_OLDEST_SERVER", 99)
+        assert re.search(
+            r"the database is PostgreSQL \d\d, and 99 or later is needed; upgrade it",
+            self.refused(pg_url),
+        )
+
+    def test_a_database_that_cannot_hold_every_text(self, postgres: Server, pg_url: str) -> None:
+        query(postgres, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        message = self.refused(postgres.url(name_of(pg_url), "latin"))
+        assert (
+            "the database 'latin' has the encoding LATIN1, which can't hold every text" in message
+        )
+        assert "make one with `createdb --encoding UTF8" in message
+        query(postgres, "DROP DATABASE latin WITH (FORCE)")
+
     def test_more_dimensions_than_pgvector_holds(self, pg_url: str) -> None:
         from tournant.ingest.indexes.pgvector.index import PgvectorIndex
 
@@ -335,6 +356,35 @@ class TestTables:
         with pytest.raises(ValueError, match="NUL in its name"):
             index.replace([embedded("/a\0b", ["x"])])
 
+    @pytest.mark.parametrize("where", ["environment", "URL"])
+    def test_texts_are_utf_8_whatever_the_client_is_set_to(
+        self,
+        pg_url: str,
+        open_pg: Callable[..., PgvectorIndex],
+        monkeypatch: pytest.MonkeyPatch,
+        where: str,
+    ) -> None:
+        url = pg_url
+        if where == "environment":
+            monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+        else:
+            url += "&client_encoding=LATIN1"
+        open_pg(url, SETTINGS, write=True).replace([embedded("/é", ["naïve café 😀"])])
+        monkeypatch.undo()
+        (hit,) = open_pg(pg_url).search("café", None, 3, "text")
+        assert (hit.source, hit.text) == ("/é", "naïve café 😀")
+
+    def test_a_path_that_is_too_long_for_its_tables_is_said(
+        self, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        index = open_pg(pg_url, SETTINGS, write=True)
+        chance = random.Random(1)
+        odd = "".join(chance.choices(string.ascii_letters, k=4_000))
+        with pytest.raises(IndexWriteFailed, match="the path of a document may take about 2,700"):
+            index.replace([embedded("/" + odd, ["x"])])
+        index.replace([embedded("/" + 4_000 * "a", ["x"]), embedded("/" + odd[:2_600], ["x"])])
+        assert len(index.sources()) == 2
+
     def test_vectors_that_are_no_numbers_are_refused(
         self, pg_url: str, open_pg: Callable[..., PgvectorIndex]
     ) -> None:
@@ -353,6 +403,33 @@ class TestTables:
         index.replace([embedded("/a", [long])])
         assert index.search("apple", None, 1, "text")[0].text == long
 
+    def test_texts_that_are_hard_to_cut_into_words(
+        self, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        """PostgreSQL refuses a tsvector of more than a megabyte, and leaves out words of more than two kilobytes."""
+        chance = random.Random(2)
+
+        def word(length: int, first: int = ord("a"), letters: int = 26) -> str:
+            return "".join(chr(first + chance.randrange(letters)) for _ in range(length))
+
+        texts = [
+            "apple " + word(3_000),
+            "apple " + word(90_000) + " pie",
+            # A compound counts as a whole and again in its parts; four bytes a letter.
+            "apple " + " ".join(f"{word(400, 0x10428, 40)}-{word(400, 0x10428, 40)}" for _ in range(125)),
+            "apple " + " ".join(f"{word(3, 0x10428, 40)}-{word(3, 0x10428, 40)}" for _ in range(12_000)),
+            "apple " + " ".join(f"http://{word(20)}.com/{word(30)}" for _ in range(1_600)),
+            "apple " + " ".join("/" + "/".join(word(3) for _ in range(500)) for _ in range(50)),
+            "apple " + "".join(map(chr, chance.choices(range(1, 0xD800), k=90_000))),
+        ]  # fmt: skip
+        index = open_pg(pg_url, SETTINGS, write=True, fewest=1)
+        index.replace([embedded(f"/{n}", [text]) for n, text in enumerate(texts)])
+        index.optimize()
+        hits = index.search("apple", None, 100, "text")
+        assert {hit.source: hit.text for hit in hits} == {
+            f"/{n}": text for n, text in enumerate(texts)
+        }
+
     def test_an_index_that_is_made_anew_is_noticed(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
     ) -> None:
@@ -365,6 +442,44 @@ class TestTables:
         open_pg(pg_url, SETTINGS, write=True).replace([embedded("/a", ["apple"])])
         with pytest.raises(IndexMismatch, match="was built anew"):
             reader.search("apple", unit(0))
+
+    def test_a_writer_leaves_an_index_alone_that_was_made_anew(
+        self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        """Vectors of its embedder would lie among those of another one."""
+        writer = open_pg(pg_url, SETTINGS, write=True)
+        writer.replace([embedded("/a", ["apple"])])
+        query(postgres, f"DROP SCHEMA {name_of(pg_url)} CASCADE")
+        other = IndexSettings("another embedder", DIMENSIONS, "a chunker")
+        index = open_pg(pg_url, other, write=True)
+        index.replace([embedded("/b", ["apple"])])
+        with pytest.raises(IndexMismatch, match="was built anew since it was opened here"):
+            writer.replace([embedded("/a", ["apple"])])
+        assert index.sources() == {"/b"}
+
+    def test_whoever_may_only_read_can_search(
+        self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        with open_pg(pg_url, SETTINGS, write=True, fewest=1) as writer:
+            writer.replace([embedded("/a", ["apple"])])
+            writer.remember_embedder("static")
+        name = name_of(pg_url)
+        query(postgres, "CREATE ROLE reader LOGIN")
+        try:
+            url = pg_url.replace("postgres@", "reader@")
+            with pytest.raises(SearchFailed, match=r"its user lacks a right .*; grant it"):
+                open_pg(url)
+            query(postgres, f"GRANT USAGE ON SCHEMA {name} TO reader")
+            query(postgres, f"GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO reader")
+            reader = open_pg(url)
+            for mode in ("vector", "text", "hybrid"):
+                assert [hit.source for hit in reader.search("apple", unit(0), 3, mode)] == ["/a"]
+            assert (reader.recall_embedder(), reader.counts()) == ("static", Counts(1, 1))
+            with pytest.raises(IndexWriteFailed, match="its user lacks a right"):
+                open_pg(url, write=True).replace([embedded("/b", ["x"])])
+        finally:
+            query(postgres, "DROP OWNED BY reader")
+            query(postgres, "DROP ROLE reader")
 
     def test_someone_who_writes_is_seen(
         self, pg_url: str, open_pg: Callable[..., PgvectorIndex], until: Callable[..., bool]
