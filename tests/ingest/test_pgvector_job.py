@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -92,12 +93,29 @@ def test_options_show_no_password() -> None:
     assert "s3cr3t" not in repr(ServeSettings(index="postgresql://ann:s3cr3t@db/work"))
 
 
-def test_the_command_line(docs: Path, postgres: Server, pg_url: str) -> None:
+def assert_secret(*texts: str) -> None:
+    """The superuser's password, or a part of it, is in none of the texts."""
+    for text in texts:
+        assert "of the super" not in text
+        assert "of%20the" not in text
+
+
+def test_the_command_line(docs: Path, postgres: Server, pg_url: str, tmp_path: Path) -> None:
     name = pg_url.rpartition("index=")[2]
     url = postgres.tcp("postgres", "secret%20of%20the%20superuser", name)
-    ended = tournant("ingest", str(docs), "--index", url, "--json", "--quiet")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert json.loads(ended.stdout)["documents"] == DOCUMENTS
+    (tmp_path / "w").mkdir()
+    written = {"XDG_CACHE_HOME": str(tmp_path / "w"), "XDG_STATE_HOME": str(tmp_path / "w")}
+    for trace in ("run.html", "run.json"):
+        ended = tournant(
+            "ingest", str(docs), "--index", url, "--json", "--cache", "--trace", str(tmp_path / "w" / trace), **written
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        assert_secret(ended.stdout, ended.stderr)
+        if trace == "run.html":
+            assert json.loads(ended.stdout)["documents"] == DOCUMENTS
+    files = [path for path in (tmp_path / "w").rglob("*") if path.is_file()]
+    assert {"run.html", "run.json"} < {path.name for path in files}
+    assert_secret(*(path.read_bytes().decode("latin-1") for path in files))
     ended = tournant("search", "kitchen", "brigade", "--index", url, "--json")
     assert len(json.loads(ended.stdout)["hits"]) == 5
     ended = tournant("status", "--index", url)
@@ -112,6 +130,9 @@ def test_the_command_line(docs: Path, postgres: Server, pg_url: str) -> None:
         (line,) = ended.stderr.splitlines()
         assert "the database refuses this user and password; mend the URL" in line
         assert "another" not in line
+    ended = tournant(*command, "--index", url.replace("secret", "another"), "--traceback")
+    assert "Traceback" in ended.stderr
+    assert "another" not in ended.stderr
 
 
 def test_without_psycopg_it_says_what_to_install(docs: Path, tmp_path: Path) -> None:
@@ -123,15 +144,23 @@ def test_without_psycopg_it_says_what_to_install(docs: Path, tmp_path: Path) -> 
         assert "Traceback" not in ended.stderr
 
 
-def test_the_server_searches_and_takes_uploads(docs: Path, pg_url: str, tmp_path: Path) -> None:
+def test_the_server_searches_and_takes_uploads(
+    docs: Path, postgres: Server, pg_url: str, tmp_path: Path
+) -> None:
     samples.ingest(docs, pg_url)
-    command = [sys.executable, "-m", "tournant", "serve", "--index", pg_url, "--port", "0"]
+    name = pg_url.rpartition("index=")[2]
+    url = postgres.tcp("postgres", "secret%20of%20the%20superuser", name)
+    command = [sys.executable, "-m", "tournant", "serve", "--index", url, "--port", "0"]
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stderr is not None
         try:
             match = re.search(r"http://[\d.:]+", server.stderr.readline())
             assert match is not None
+
+            def get(path: str) -> str:
+                with urllib.request.urlopen(match[0] + path, timeout=samples.PATIENCE) as answer:
+                    return str(answer.read().decode())
 
             def post(path: str, body: bytes, kind: str) -> str:
                 request = urllib.request.Request(match[0] + path, body, {"Content-Type": kind})
@@ -151,9 +180,20 @@ def test_the_server_searches_and_takes_uploads(docs: Path, pg_url: str, tmp_path
             assert '"failed":0' in said.replace(" ", ""), said
             assert os.path.basename(search("zebrafish sink")[0]["source"]) == "new.txt"
             assert list((tmp_path / "data" / "tournant").glob("uploads-*/new.txt"))
+            postgres.restart()
+            assert os.path.basename(search("zebrafish sink")[0]["source"]) == "new.txt"
+            for path in ("/v1/stats", "/metrics", "/readyz", "/openapi.json", "/v1/models", "/"):
+                assert_secret(get(path))
+            with postgres.connect() as owner:
+                owner.execute(f"ALTER SCHEMA {name} RENAME TO {name}_gone")  # type: ignore[arg-type]
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                search("zebrafish sink")
+            assert refused.value.code == 503
+            assert_secret(refused.value.read().decode())
         finally:
             server.terminate()
-            server.communicate(timeout=samples.PATIENCE)
+            _, said = server.communicate(timeout=samples.PATIENCE)
+            assert_secret(said)
     assert server.returncode == 0
 
 

@@ -1,6 +1,7 @@
 """Searching in PostgreSQL: by words, by vector, and by both at once.
 
-All statements of one search run in one read-only snapshot, so what they find together existed together. By vector, the inner product of
+A search by vector is one statement. All statements of another search run in one read-only snapshot, so what they find together existed
+together. By vector, the inner product of
 vectors of length 1 is the cosine, as in the LanceDB index. By words, PostgreSQL has no BM25: its ``ts_rank`` (how often a word
 stands in a chunk, damped, over the logarithm of the chunk's length) of each word is weighed by the word's rarity, which the
 planner's statistics know. Of words that stand in very many chunks only some thousand of these are ranked.
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: How many candidates HNSW keeps: more find more of the true neighbours, and take longer.
-EF_SEARCH = 200
+EF_SEARCH = 150
 _RANKED = 2_000  # chunks that the words of one search may lead to
 _MOST_WORDS = 24
 _FRESH = 60.0  # seconds for which the planner's figures are kept
@@ -48,14 +49,23 @@ SELECT (SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = '{s}.chunks'::re
 WHERE schemaname = %s AND tablename = 'chunks' AND attname = 'words'
 """
 _BY_VECTOR = """
-SELECT document, ordinal, -(vector OPERATOR({v}.<#>) %s::{v}.vector) FROM {s}.chunks
-ORDER BY vector OPERATOR({v}.<#>) %s::{v}.vector LIMIT %s
+SELECT document, ordinal, -(vector OPERATOR({v}.<#>) %(vector)s::{v}.vector) FROM {s}.chunks
+ORDER BY vector OPERATOR({v}.<#>) %(vector)s::{v}.vector LIMIT %(k)s
 """
-_HITS = """
+_COLUMNS = """
 SELECT c.document, c.ordinal, d.source, c.start_at, c.end_at, c.text, d.title, d.media_type,
     (SELECT identity::text FROM {s}.tournant)
+"""
+_HITS_BY_VECTOR = f"""
+{_COLUMNS}, c.score FROM (
+    SELECT document, ordinal, start_at, end_at, text, -(vector OPERATOR({{v}}.<#>) %(vector)s::{{v}}.vector) AS score
+    FROM {{s}}.chunks ORDER BY vector OPERATOR({{v}}.<#>) %(vector)s::{{v}}.vector LIMIT %(k)s
+) AS c JOIN {{s}}.documents AS d ON d.id = c.document ORDER BY c.score DESC, c.document, c.ordinal
+"""
+_HITS = f"""
+{_COLUMNS}
 FROM unnest(%s::bigint[], %s::int[]) AS f (document, ordinal)
-JOIN {s}.chunks AS c USING (document, ordinal) JOIN {s}.documents AS d ON d.id = c.document
+JOIN {{s}}.chunks AS c USING (document, ordinal) JOIN {{s}}.documents AS d ON d.id = c.document
 """
 
 
@@ -109,12 +119,14 @@ def search(
     Raises:
         psycopg.Error: the database could not answer.
     """
+    if query.mode == "vector":
+        assert query.vector is not None
+        rows = _vector_rows(connection, address, stored, _HITS_BY_VECTOR, query.vector, query.k)
+        hits = [_to_hit(row, row[9]) for row in rows]
+        return hits, rows[0][8] if rows else None
     with _snapshot(connection):
         if query.mode == "text":
             best = _by_words(connection, address, stored, rarity, query.text, query.k)
-        elif query.mode == "vector":
-            assert query.vector is not None
-            best = _by_vector(connection, address, stored, query.vector, query.k)
         else:
             assert query.vector is not None
             depth = max(query.k, FUSED_DEPTH)
@@ -150,17 +162,28 @@ def _snapshot(connection: Connection) -> Iterator[None]:
 
 
 def _to_hit(row: tuple[Any, ...], score: float) -> Hit:
-    _, ordinal, source, start, end, text, title, media_type, _ = row
+    _, ordinal, source, start, end, text, title, media_type, *_ = row
     return Hit(from_store(source), ordinal, start, end, text, score, title, media_type)
 
 
 def _by_vector(
     connection: Connection, address: Address, stored: Stored, vector: NDArray[np.float32], k: int
 ) -> list[tuple[Place, float]]:
-    literal = vector_literal(vector)
-    statement = filled(sql.SQL(_BY_VECTOR), address, v=sql.Identifier(stored.extension))
-    rows = connection.execute(statement, [literal, literal, k], prepare=False)
+    rows = _vector_rows(connection, address, stored, _BY_VECTOR, vector, k)
     return [((row[0], row[1]), float(row[2])) for row in rows]
+
+
+def _vector_rows(
+    connection: Connection,
+    address: Address,
+    stored: Stored,
+    query: str,
+    vector: NDArray[np.float32],
+    k: int,
+) -> list[tuple[Any, ...]]:
+    statement = filled(sql.SQL(query), address, v=sql.Identifier(stored.extension))
+    values = {"vector": vector_literal(vector), "k": k}
+    return connection.execute(statement, values, prepare=False).fetchall()
 
 
 def _by_words(
