@@ -69,6 +69,23 @@ def test_two_drivers_at_once_end_right(
     as_from_scratch(pg_url, docs)
 
 
+def test_a_driver_leaves_what_another_found_after_its_walk(
+    pg_url: str, tmp_path: Path, as_from_scratch: Callable[[str, Path], None]
+) -> None:
+    docs = tmp_path / "docs"
+    samples.make_corpus(docs, 4)
+    (docs / "stuck.txt").write_text("This one waits in its stage until it is let go.")
+    with ingesting(tmp_path / "notes", docs, pg_url) as slow:
+        assert slow.reached(lambda: len(slow.embedded()) == 5)
+        (docs / "new.txt").write_text("A zebrafish in the sink.")
+        (docs / "empty.txt").write_text("")
+        assert samples.ingest(docs, pg_url).report.failed == 0
+        (slow.notes / "go").touch()
+        assert completed(slow)["removed"] == 0
+    as_from_scratch(pg_url, docs)
+    assert job.search(pg_url, "zebrafish")[0].source == str(docs / "new.txt")
+
+
 def test_a_driver_that_is_killed_repeats_only_what_was_not_recorded(
     docs: Path, pg_url: str, tmp_path: Path, as_from_scratch: Callable[[str, Path], None]
 ) -> None:

@@ -102,8 +102,10 @@ class _Word:
 
 def prepare(connection: Connection) -> None:
     """Set what searches need, once for a connection."""
+    # Compiling a statement takes longer than any of these runs.
     connection.execute(
-        "SELECT set_config('hnsw.ef_search', %s, false), set_config('hnsw.iterative_scan', 'strict_order', false)",
+        "SELECT set_config('hnsw.ef_search', %s, false), set_config('hnsw.iterative_scan', 'strict_order', false), "
+        "set_config('jit', 'off', false)",
         [str(EF_SEARCH)],
     )
 
