@@ -1,6 +1,6 @@
 """The search structures over the chunks: HNSW over the vectors and GIN over the words. When they are built, and by whom.
 
-A table that is filled with both in place takes a tenth of the chunks per second, so they are built when a writer is done: at the end of
+A table that is filled with both in place takes a twentieth of the chunks per second, so they are built when a writer is done: at the end of
 the first ingest that leaves enough chunks. Until then, and below that, searches look at every row, which is exact. From then on
 PostgreSQL keeps them up to date with every commit. They are built beside running reads and writes
 (``CREATE INDEX CONCURRENTLY``), by one process at a time; what a killed one left half-built is dropped and built again.
