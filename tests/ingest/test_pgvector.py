@@ -6,7 +6,9 @@ import random
 import re
 import string
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -164,6 +166,42 @@ class TestReaching:
         index.replace([embedded("/a", ["x"])])
         assert "secret" not in index.directory
         assert open_pg(url).counts() == Counts(1, 1)
+
+    def test_the_password_may_come_from_a_file_or_a_service(
+        self,
+        postgres: Server,
+        pg_url: str,
+        tmp_path: Path,
+        open_pg: Callable[..., PgvectorIndex],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        password = "secret of the superuser"
+        passfile = tmp_path / "pass word"
+        passfile.write_text(f"127.0.0.1:{postgres.port}:*:postgres:{password}\n")
+        passfile.chmod(0o600)
+        services = tmp_path / "services"
+        services.write_text(
+            f"[kitchen]\nhost=127.0.0.1\nport={postgres.port}\nuser=postgres\ndbname=postgres\npassword={password}\n"
+        )
+        monkeypatch.setenv("PGSERVICEFILE", str(services))
+        place, name = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres", name_of(pg_url)
+        for url in (
+            f"{place}?passfile={quote(str(passfile))}&index={name}",
+            f"postgresql://?service=kitchen&index={name}",
+        ):
+            index = open_pg(url, SETTINGS, write=True)
+            index.replace([embedded("/a", ["x"])])
+            assert index.counts() == Counts(1, 1)
+            assert "secret" not in index.directory
+        assert "refuses this user and password" in self.refused(f"{place}?index={name}")
+
+    def test_an_encrypted_connection_that_is_not_to_be_had(
+        self, postgres: Server, pg_url: str
+    ) -> None:
+        url = postgres.tcp("postgres", "the%20wrong%20one", name_of(pg_url))
+        for parameter in ("sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere.crt"):
+            message = self.refused(f"{url}&{parameter}")
+            assert "the encrypted connection failed; see sslmode and sslrootcert" in message
 
     @pytest.fixture
     def plain_user(self, postgres: Server) -> Iterator[str]:
