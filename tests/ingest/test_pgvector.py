@@ -530,6 +530,8 @@ class TestTables:
 
 class TestStructures:
     CLUSTERS = 40
+    #: So few rows are otherwise looked at one by one.
+    BY_STRUCTURE = "&options=-cenable_seqscan%3Doff"
 
     @pytest.fixture
     def vectors(self) -> np.ndarray:
@@ -559,6 +561,15 @@ class TestStructures:
         )
         return dict(rows)
 
+    def uses(self, postgres: Server, url: str) -> int:
+        """How many scans of the vectors' structure the server has counted so far."""
+        (row,) = query(
+            postgres,
+            "SELECT idx_scan FROM pg_stat_all_indexes WHERE indexrelname = 'chunks_vector' AND schemaname = %s",
+            name_of(url),
+        )
+        return int(row[0])
+
     def test_they_are_built_when_a_writer_of_enough_closes(
         self,
         postgres: Server,
@@ -584,6 +595,7 @@ class TestStructures:
         postgres: Server,
         pg_url: str,
         open_pg: Callable[..., PgvectorIndex],
+        until: Callable[..., bool],
         vectors: np.ndarray,
     ) -> None:
         index = open_pg(pg_url, IndexSettings("e", 32, "c"), write=True, fewest=1_000)
@@ -591,25 +603,22 @@ class TestStructures:
         queries = vectors[::20] + 0.1 * unit(3, 32)
         exact = [{hit.text for hit in index.search("", query, 10, "vector")} for query in queries]
         index.optimize()
-        found = [{hit.text for hit in index.search("", query, 10, "vector")} for query in queries]
-        used = query(
-            postgres,
-            "SELECT idx_scan FROM pg_stat_all_indexes WHERE indexrelname = 'chunks_vector' AND schemaname = %s",
-            name_of(pg_url),
-        )
+        reader = open_pg(pg_url + self.BY_STRUCTURE)
+        found = [{hit.text for hit in reader.search("", query, 10, "vector")} for query in queries]
         recall = sum(len(a & b) for a, b in zip(exact, found, strict=True)) / (10 * len(queries))
         assert recall > 0.95
-        assert used
         # Half of what lies nearest is deleted; what is found instead is as many.
-        near = {hit.source for hit in index.search("", queries[0], 200, "vector")}
+        near = {hit.source for hit in reader.search("", queries[0], 200, "vector")}
         assert len(near) > 10
         index.remove(near)
-        assert len(index.search("", queries[0], 100, "vector")) == 100
-        assert not {hit.source for hit in index.search("", queries[0], 100, "vector")} & near
+        assert len(reader.search("", queries[0], 100, "vector")) == 100
+        assert not {hit.source for hit in reader.search("", queries[0], 100, "vector")} & near
         # What comes after they were built is found as well, more of it than HNSW keeps candidates, too.
         self.fill(index, vectors)
-        assert len(index.search("number1999", queries[0], 300)) == 300
-        assert index.search("number1999", None, 3, "text")[0].text == "chunk number1999"
+        assert len(reader.search("number1999", queries[0], 300)) == 300
+        assert reader.search("number1999", None, 3, "text")[0].text == "chunk number1999"
+        reader.close()
+        assert until(lambda: self.uses(postgres, pg_url) > len(queries))
 
     def test_one_that_was_left_half_built_is_built_again(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
@@ -629,11 +638,38 @@ class TestStructures:
     def test_vectors_that_are_too_long_for_hnsw_are_searched_one_by_one(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
     ) -> None:
-        index = open_pg(pg_url, IndexSettings("e", 3_000, "c"), write=True, fewest=1)
-        index.replace([embedded(f"/{n}", ["apple"], n, 3_000) for n in range(5)])
+        index = open_pg(pg_url, IndexSettings("e", 5_000, "c"), write=True, fewest=1)
+        index.replace([embedded(f"/{n}", ["apple"], n, 5_000) for n in range(5)])
         index.close()
         assert self.structures(postgres, pg_url) == {"chunks_words": True}
-        assert open_pg(pg_url).search("", unit(3, 3_000), 1, "vector")[0].source == "/3"
+        assert open_pg(pg_url).search("", unit(3, 5_000), 1, "vector")[0].source == "/3"
+
+    @pytest.mark.parametrize("dimensions", [2_000, 2_001, 4_000])
+    def test_long_vectors_are_found_by_a_structure_and_ranked_as_they_are(
+        self,
+        postgres: Server,
+        pg_url: str,
+        open_pg: Callable[..., PgvectorIndex],
+        until: Callable[..., bool],
+        dimensions: int,
+    ) -> None:
+        index = open_pg(pg_url, IndexSettings("e", dimensions, "c"), write=True, fewest=1)
+        index.replace([embedded(f"/{n}", ["apple"], n, dimensions) for n in range(60)])
+        query_vector = 2 * unit(3, dimensions) + unit(4, dimensions)
+        exact = index.search("", query_vector, 60, "vector")
+        scores = [float(unit(int(hit.source[1:]), dimensions) @ query_vector) for hit in exact]
+        assert len(exact) == 60
+        assert [hit.score for hit in exact] == pytest.approx(scores, abs=1e-5)
+        assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+        index.close()
+        assert self.structures(postgres, pg_url) == {"chunks_words": True, "chunks_vector": True}
+        reader = open_pg(pg_url + self.BY_STRUCTURE)
+        for mode in ("vector", "hybrid"):
+            hits = reader.search("", query_vector, 5, mode)
+            assert [hit.source for hit in hits[:2]] == [hit.source for hit in exact[:2]]
+            assert len(hits) == 5
+        reader.close()
+        assert until(lambda: self.uses(postgres, pg_url) > 0)
 
     def test_someone_else_who_builds_is_not_waited_for(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]

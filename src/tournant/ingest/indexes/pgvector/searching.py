@@ -25,6 +25,7 @@ from tournant.ingest.indexes.pgvector.address import Address
 from tournant.ingest.indexes.pgvector.connections import Connection
 from tournant.ingest.indexes.pgvector.rows import storable, vector_literal
 from tournant.ingest.indexes.pgvector.schema import Stored, filled
+from tournant.ingest.indexes.pgvector.structures import halved
 from tournant.ingest.indexes.searching import FUSED_DEPTH, RANK_CONSTANT, Query
 from tournant.ingest.sources import from_store
 
@@ -48,9 +49,15 @@ SELECT (SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = '{s}.chunks'::re
     most_common_elems::text::text[], most_common_elem_freqs FROM pg_stats
 WHERE schemaname = %s AND tablename = 'chunks' AND attname = 'words'
 """
+_NEAREST = "ORDER BY vector OPERATOR({v}.<#>) %(vector)s::{v}.vector LIMIT %(k)s"
+# Where the structure has numbers of half the length, some more are taken and ranked by the whole ones.
+_NEAREST_HALF = """
+ORDER BY (vector::{v}.halfvec({dimensions})) OPERATOR({v}.<#>) %(vector)s::{v}.halfvec({dimensions}) LIMIT %(more)s
+"""
 _BY_VECTOR = """
-SELECT document, ordinal, -(vector OPERATOR({v}.<#>) %(vector)s::{v}.vector) FROM {s}.chunks
-ORDER BY vector OPERATOR({v}.<#>) %(vector)s::{v}.vector LIMIT %(k)s
+SELECT document, ordinal, score FROM (
+    SELECT document, ordinal, -(vector OPERATOR({v}.<#>) %(vector)s::{v}.vector) AS score FROM {s}.chunks {nearest}
+) AS c ORDER BY score DESC, document, ordinal LIMIT %(k)s
 """
 _COLUMNS = """
 SELECT c.document, c.ordinal, d.source, c.start_at, c.end_at, c.text, d.title, d.media_type,
@@ -59,8 +66,8 @@ SELECT c.document, c.ordinal, d.source, c.start_at, c.end_at, c.text, d.title, d
 _HITS_BY_VECTOR = f"""
 {_COLUMNS}, c.score FROM (
     SELECT document, ordinal, start_at, end_at, text, -(vector OPERATOR({{v}}.<#>) %(vector)s::{{v}}.vector) AS score
-    FROM {{s}}.chunks ORDER BY vector OPERATOR({{v}}.<#>) %(vector)s::{{v}}.vector LIMIT %(k)s
-) AS c JOIN {{s}}.documents AS d ON d.id = c.document ORDER BY c.score DESC, c.document, c.ordinal
+    FROM {{s}}.chunks {{nearest}}
+) AS c JOIN {{s}}.documents AS d ON d.id = c.document ORDER BY c.score DESC, c.document, c.ordinal LIMIT %(k)s
 """
 _HITS = f"""
 {_COLUMNS}
@@ -183,8 +190,12 @@ def _vector_rows(
     vector: NDArray[np.float32],
     k: int,
 ) -> list[tuple[Any, ...]]:
-    statement = filled(sql.SQL(query), address, v=sql.Identifier(stored.extension))
-    values = {"vector": vector_literal(vector), "k": k}
+    extension, dimensions = sql.Identifier(stored.extension), stored.settings.dimensions
+    nearest = sql.SQL(_NEAREST_HALF if halved(dimensions) else _NEAREST).format(
+        v=extension, dimensions=sql.Literal(dimensions)
+    )
+    statement = filled(sql.SQL(query), address, v=extension, nearest=nearest)
+    values = {"vector": vector_literal(vector), "k": k, "more": 2 * k + FUSED_DEPTH}
     return connection.execute(statement, values, prepare=False).fetchall()
 
 
