@@ -1,4 +1,4 @@
-"""The same pipeline on Ray: `python -m benchmarks.cluster [--items N] [--runs N] [--corpus DIR] [--json FILE]`.
+"""The same pipeline on Ray: `python -m benchmarks cluster [--items N] [--runs N] [--corpus DIR] [--json FILE]`.
 
 One machine of two cores, with Ray nodes as processes. Four questions, each beside its counterpart in the same rounds:
 
@@ -229,11 +229,11 @@ def _one(chunking: Any, path: str) -> int:
 
 def main() -> None:
     """Measure, and print a table and one line of JSON for each benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks cluster", description=__doc__)
     parser.add_argument("--items", type=int, default=4000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--corpus", type=Path, help="a folder of documents")
-    parser.add_argument("--json", type=Path, help="write the results, for benchmarks.simulate")
+    parser.add_argument("--json", type=Path, help="write the results, for benchmarks simulate")
     arguments = parser.parse_args()
     harness.print_machine()
     found = [numbers(arguments.items, arguments.runs)]
