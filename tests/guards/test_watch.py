@@ -18,6 +18,9 @@ import tournant as tn
 from tournant.guards import patrol
 from tournant.guards.loopwatch import Loopwatch
 
+# The watchdog needs a core within the 0.4 s that these programs block for.
+pytestmark = pytest.mark.alone
+
 BLOCK = """
 import asyncio, sys, time
 async def main():
