@@ -90,23 +90,21 @@ def test_a_planted_mistake_is_reported_at_its_line(program, found):
     if program not in found:
         pytest.skip("the machine has no core to give")
     findings = found[program]
-    (finding,) = [one for one in findings if one["kind"] == kind] or [None]
-    assert finding is not None, findings
-    assert (finding["verdict"], finding["stage"]) == (verdict, stage)
-    if not finding["file"]:
-        # One call of native code, and the thread had gone on by the time that it could be looked at.
-        assert "had ended before anybody could look" in finding["text"]
-        assert program.stem.startswith("one_match"), finding
-        return
-    assert Path(finding["file"]).name == program.name
-    assert f"{program.name}:{finding['line']}" in finding["text"]
-    if "in or just before" in finding["text"]:
-        assert line <= finding["line"] <= line + 3, finding
-    elif verdict in HUNGRY:
-        # Where a loop of a few lines computes, any of them may have been seen most.
-        assert abs(finding["line"] - line) <= 3, finding
-    else:
-        assert finding["line"] == line, finding
+    wanted = [one for one in findings if one["kind"] == kind]
+    assert wanted, findings
+    # What computes for long may be seen at several lines.
+    assert len(wanted) == 1 or verdict in HUNGRY, findings
+    for finding in wanted:
+        assert finding["verdict"] == verdict
+        if not finding["file"]:
+            # A call of native code: the thread had gone on, perhaps to another stage, by the time that it could be looked at.
+            assert "had ended before anybody could look" in finding["text"]
+            assert "re.match" in program.read_text()
+            continue
+        assert finding["stage"] == stage
+        assert Path(finding["file"]).name == program.name
+        assert f"{program.name}:{finding['line']}" in finding["text"]
+        assert abs(finding["line"] - line) <= (3 if verdict in HUNGRY else 0), finding
 
 
 @pytest.mark.parametrize("program", INNOCENT, ids=lambda path: path.stem)
