@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tournant.cluster.errors import ClusterError, ClusterUnavailable, NodesFailed
     from tournant.cluster.placing import place
-    from tournant.cluster.settings import Ray
+    from tournant.cluster.settings import Ray, settings_of
 
-__all__ = ["ClusterError", "ClusterUnavailable", "NodesFailed", "Ray", "place"]
+__all__ = ["ClusterError", "ClusterUnavailable", "NodesFailed", "Ray", "place", "settings_of"]
 
 _HOMES = {
     "ClusterError": "errors",
@@ -22,6 +22,7 @@ _HOMES = {
     "NodesFailed": "errors",
     "Ray": "settings",
     "place": "placing",
+    "settings_of": "settings",
 }
 
 
