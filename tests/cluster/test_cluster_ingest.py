@@ -41,10 +41,9 @@ def ingest(capsys, *arguments: object) -> dict:
 
 def rows(index: Path) -> list[tuple]:
     """Everything that an index holds, without the order in which it came."""
-    import lancedb
+    from tournant.ingest.indexes.table import open_table
 
-    (table,) = (path for path in index.glob("**/*.lance"))
-    found = lancedb.connect(table.parent).open_table(table.stem).to_arrow().to_pylist()
+    found = open_table(str(index)).to_arrow().to_pylist()
     return sorted(
         (row["source"], row["ordinal"], row["text"], tuple(row["vector"])) for row in found
     )
@@ -114,6 +113,72 @@ def test_a_node_that_does_not_see_the_index_embeds_again(folder: Path, tmp_path:
     assert spread.recall([document], spread.NodeRecall(str(index), settings)) == [document]
 
 
+# Batches.
+
+
+@pytest.fixture
+def provider():
+    pytest.importorskip("aiohttp")
+    from tournant.llm.mock import serving
+
+    with serving(error_rate=0.2, rpm=30_000) as there:
+        yield there
+
+
+def batch(capsys, tmp_path: Path, url: str, *arguments: object, code: int = 0) -> dict:
+    command = [
+        "batch",
+        tmp_path / "requests.jsonl",
+        "-o",
+        tmp_path / "results.jsonl",
+        "--model",
+        "any",
+        "--prompt",
+        "Say {text}",
+    ]
+    said = main([*map(str, command), "--base-url", url, "--json", "--quiet", *map(str, arguments)])
+    out = capsys.readouterr()
+    assert said == code, out.err
+    return json.loads(out.out) if out.out else {"error": out.err}
+
+
+def answers(tmp_path: Path) -> list[str]:
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    return sorted(json.loads(line)["custom_id"] for line in lines)
+
+
+def test_a_batch_asks_from_both_nodes_and_every_answer_is_in_the_results_once(
+    ray_cluster, provider, tmp_path: Path, capsys
+):
+    ids = [f"r{n:03}" for n in range(300)]
+    (tmp_path / "requests.jsonl").write_text(
+        "".join(json.dumps({"id": name, "text": name}) + "\n" for name in ids)
+    )
+    cluster = ["--cluster", f"ray://{ray_cluster.address}", "--rpm", 30_000]
+    said = batch(capsys, tmp_path, provider.url, *cluster)
+    assert (said["answered"], said["failed"], said["unfinished"]) == (300, {}, 0)
+    assert answers(tmp_path) == ids
+    assert said["attempts"] > 300, "no error was tried again"
+    assert said["prompt_tokens"] > 0
+    assert said["report"]["cores"] == 2
+    again = batch(capsys, tmp_path, provider.url, *cluster)
+    assert (again["answered"], again["answered_before"]) == (0, 300)
+
+
+def test_a_provider_that_is_gone_stops_the_batch_from_the_nodes(
+    ray_cluster, tmp_path: Path, capsys
+):
+    pytest.importorskip("aiohttp")
+    (tmp_path / "requests.jsonl").write_text(
+        "".join(json.dumps({"text": n}) + "\n" for n in range(50))
+    )
+    gone = ["--cluster", f"ray://{ray_cluster.address}", "--patience", 0, "--nodes", 1]
+    said = batch(capsys, tmp_path, "http://127.0.0.1:1/v1", *gone, code=1)
+    assert "could not be reached" in said["error"]
+    assert "0 of 50 requests answered" in said["error"]
+    assert answers(tmp_path) == []
+
+
 # What can't be.
 
 
@@ -177,10 +242,7 @@ def test_an_address_where_something_else_listens_is_refused_at_once(
             ]
             assert main([*command, "--quiet"]) == 1
             error = capsys.readouterr().err
-            assert (
-                f"no Ray cluster at {address}" in error
-                and said in error
-                and "ray start --head" in error
-            )
+            for part in (f"no Ray cluster at {address}", said, "ray start --head"):
+                assert part in error
     answering.join()
     assert not os.path.exists(tmp_path / "index" / "chunks.lance")

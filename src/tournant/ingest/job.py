@@ -312,13 +312,13 @@ class _Ingest:
                 on_error="skip",
                 memory_limit=options.memory_limit,
             )
-            .tap(self.first(), on="loop", on_error="stop", name=_FIND)
+            .tap(spread.first(options), on="loop", on_error="stop", name=_FIND)
             .map(stages.reader(options.max_file_size), on="processes", name="read")
             .map(stages.cut, on="processes", state=chunker, name="chunk")
         )
         if self.known:
             pipeline = pipeline.map_batches(
-                **self.recalling(), size=_RECALL_DOCUMENTS, max_wait=0.02, blocking=True, on="threads", concurrency=2,
+                **spread.recalling(options, self.index, self.known), size=_RECALL_DOCUMENTS, max_wait=0.02, blocking=True, on="threads", concurrency=2,
                 on_error="stop", name=_RECALL,
             )  # fmt: skip
         if self.cache is not None:
@@ -345,21 +345,6 @@ class _Ingest:
         ).for_each(
             self.writer, on="threads", blocking=True, concurrency=1, on_error="stop", name=_INDEX
         )
-
-    def first(self) -> Callable[[FoundFile], None]:
-        """Return what the first stage does with a file: load what will be needed, or on a node look whether all is there."""
-        preload = stages.Preload(needs_lance(self.options.index))
-        if self.options.cluster is None:
-            return preload
-        preload.begin()
-        return spread.Sees("semantic-text-splitter")
-
-    def recalling(self) -> dict[str, Any]:
-        """Return what looks up the vectors of chunks that have not changed."""
-        if self.options.cluster is None:
-            return {"fn": stages.Recall(self.index, self.known)}
-        there = partial(spread.NodeRecall, spread.place_of(self.options.index), self.index.settings)
-        return {"fn": spread.recall, "state": tn.PerWorker(there, close=spread.close_recall)}
 
     def files(self) -> Iterator[FoundFile]:
         """Walk the paths; the index's own folder is left out."""

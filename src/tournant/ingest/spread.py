@@ -10,18 +10,22 @@ import logging
 import os
 import platform
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tournant as tn
 from tournant.ingest import stages
 from tournant.ingest.errors import InvalidOption, MissingExtra, UnreadableFile
-from tournant.ingest.indexes.locations import is_url, open_index
+from tournant.ingest.indexes.locations import is_url, needs_lance, open_index
 from tournant.ingest.walk import absolute
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
     from tournant.ingest.documents import ChunkedDocument
     from tournant.ingest.indexes.base import IndexSettings, StoredIndex
+    from tournant.ingest.job import IngestOptions
     from tournant.ingest.walk import FoundFile
 
 logger = logging.getLogger(__name__)
@@ -133,6 +137,21 @@ def close_recall(there: NodeRecall) -> None:
     there.close()
 
 
-def place_of(index: str) -> str:
-    """Return the name of an index so that it means the same in every folder."""
-    return index if is_url(index) else absolute(os.path.expanduser(index))
+def first(options: IngestOptions) -> Callable[[FoundFile], None]:
+    """Return what the first stage does with a file: load what will be needed, or on a node look whether all is there."""
+    preload = stages.Preload(needs_lance(options.index))
+    if options.cluster is None:
+        return preload
+    preload.begin()
+    return Sees("semantic-text-splitter")
+
+
+def recalling(options: IngestOptions, index: StoredIndex, known: Container[str]) -> dict[str, Any]:
+    """Return what looks up the vectors of chunks that have not changed, as arguments of a stage."""
+    if options.cluster is None:
+        return {"fn": stages.Recall(index, known)}
+    place = options.index
+    if not is_url(place):
+        place = absolute(os.path.expanduser(place))
+    there = partial(NodeRecall, place, index.settings)
+    return {"fn": recall, "state": tn.PerWorker(there, close=close_recall)}
