@@ -167,13 +167,13 @@ def _join(ray: Any, settings: Ray) -> None:
             "the cluster itself, HOST:6379"
         ) from error
     except Exception as error:
-        mend = (
-            "use the same versions of Ray and Python here as there"
-            if "version" in str(error).lower()
-            else "see the cause above"
-        )
+        said, mend = _first_line(error), "see the cause above"
+        if "version" in str(error).lower():
+            # Which versions there are stands on the lines that follow.
+            said = " ".join(str(error).split())[:400]
+            mend = "use the same versions of Ray and Python here as there"
         raise ClusterUnavailable(
-            f"the Ray cluster at {address} can't be joined ({type(error).__name__}: {_first_line(error)}); {mend}"
+            f"the Ray cluster at {address} can't be joined ({type(error).__name__}: {said}); {mend}"
         ) from error
 
 

@@ -51,6 +51,8 @@ _INTERVAL = 0.05
 _PATIENCE = 0.5
 #: Seconds between two measurements of the stages.
 _MEASURE = 0.5
+#: Seconds of work that may lie in front of a first stage on the loop, and the fewest inputs: what lies there can't be given back.
+_LYING, _FEWEST = 0.1, 4
 #: Pickles above this are taken apart on a thread.
 _LARGE = 1 << 20
 
@@ -178,6 +180,7 @@ class NodeRun(Run):
         self.broken: deque[_Failure] = deque()
         self.measured: tuple[Measured, ...] = ()
         self.measures = 0
+        self._begun = 0
         self.news = threading.Event()
         self.urgent = threading.Event()
         self.is_hungry = False
@@ -277,6 +280,16 @@ class NodeRun(Run):
                 )
         self.measured = tuple(measured)
         self.measures += 1
+        self._bound()
+
+    def _bound(self) -> None:
+        """Let no more inputs lie in front of calls that take long than another node may be glad of."""
+        first, feed = self.segments[0], self.feed
+        begun, self._begun = feed.pulled - self._begun, feed.pulled
+        if first.on == "loop":
+            lying = int(begun / _MEASURE * _LYING)
+            feed.inbox.set_capacity(max(_FEWEST, min(first.capacity(), lying)))
+            feed.inbox.removed()
 
 
 def _remember(kept: dict[int, Any], entry: Any) -> None:
