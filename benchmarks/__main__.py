@@ -1,4 +1,4 @@
-"""`python -m benchmarks [engine|ingest|startup|cache|api|serve|recording] [--quick] [--only NAME] [--corpus DIR]`."""
+"""`python -m benchmarks [engine|ingest|startup|cache|api|serve|recording|cluster] [--quick] [--only NAME] [--corpus DIR]`."""
 
 import argparse
 import sys
@@ -13,7 +13,17 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["all", "engine", "ingest", "startup", "cache", "api", "serve", "recording"],
+        choices=[
+            "all",
+            "engine",
+            "ingest",
+            "startup",
+            "cache",
+            "api",
+            "serve",
+            "recording",
+            "cluster",
+        ],
         default="all",
     )
     parser.add_argument(
@@ -58,6 +68,10 @@ def main() -> int:
         from benchmarks import serve
 
         code |= serve.main(arguments.only, arguments.quick)
+    if arguments.what == "cluster":
+        from benchmarks import cluster
+
+        code |= cluster.run(arguments.corpus, arguments.quick, arguments.runs)
     if arguments.what in {"all", "recording"}:
         from benchmarks import recording
 

@@ -5,15 +5,18 @@ N nodes, by the utilisation law: no resource can be used for more than all of th
 cores of the nodes, the cores of the driver (dealing, the ledger, a writer that stays there), and the network into the
 driver. The slowest of them is the bound; starting Ray and the actors, and the last shard's tail, are added once.
 
-`--check FILE` takes what `benchmarks.cluster --json` measured: the demand of one node's documents is taken from the
-one-node run alone, and the two-node run is predicted from it and compared.
+`--check FILE` takes what `benchmarks.cluster --json` measured: a node's demand is taken from the run of one node, the driver's from
+its CPU time, and the run of two nodes is predicted from these and compared. There nodes and driver share one machine, whose
+cores are one more resource.
 """
 
 import argparse
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Machine:
         price: of a node, in an hour.
         driver_cores: that the driver's writing can use.
         bytes_per_second: into the driver.
+        shared: cores of a single machine on which nodes and driver all run; 0 where each has its own.
     """
 
     cores: int = 2
     price: float = 0.10
     driver_cores: float = 1.0
     bytes_per_second: float = 125e6
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ def outlook(job: Job, machine: Machine, nodes: int, documents: int) -> Outlook:
             machine.bytes_per_second / job.driver_bytes if job.driver_bytes else math.inf
         ),
     }
+    if machine.shared:
+        rates["the machine's cores"] = machine.shared / (job.node_seconds + job.driver_seconds)
     bound = min(rates, key=lambda name: rates[name])
     tail = job.shard_seconds / 2 if nodes > 1 else 0.0
     took = job.start_seconds + documents / rates[bound] + tail
@@ -87,21 +94,27 @@ def outlook(job: Job, machine: Machine, nodes: int, documents: int) -> Outlook:
     return Outlook(nodes, rates[bound] * 3600, bound, took, cost)
 
 
-def check(path: Path) -> list[str]:
-    """Predict the two-node runs from the one-node runs of a file of `benchmarks.cluster`; return a line for each."""
+def check(results: list[dict[str, Any]], cores: int | None = None) -> list[str]:
+    """Predict the runs of `benchmarks.cluster` from its one-node run and the driver's demand; return a line for each.
+
+    Args:
+        results: what `benchmarks.cluster` found.
+        cores: of the machine that nodes and driver share. Default: this one's.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
     lines = []
-    for result in json.loads(path.read_text()):
-        one, two = (
-            result["results"]["1 node(s) of 1 core"],
-            result["results"]["2 node(s) of 1 core"],
-        )
-        items = result["items"]
-        job = Job(node_seconds=one / items, start_seconds=0.0)
-        predicted = outlook(job, Machine(cores=1), 2, items).seconds
-        lines.append(
-            f"{result['benchmark']}: two nodes predicted {predicted:.2f} s, measured {two:.2f} s "
-            f"({predicted / two - 1:+.1%})"
-        )
+    for result in results:
+        items, measured = result["items"], result["results"]
+        driver = result["facts"]["driver, microseconds of a core per item"] / 1e6
+        one = measured["1 node of 1 core"]
+        job = Job(one / items, driver, start_seconds=0.0, shard_seconds=0.25)
+        for nodes, who in ((1, "1 node of 1 core"), (2, "2 nodes of 1 core")):
+            machine = Machine(cores=1, shared=cores)
+            predicted = outlook(job, machine, nodes, items)
+            lines.append(
+                f"{result['benchmark']}: {who}: predicted {predicted.seconds:.2f} s, measured {measured[who]:.2f} s "
+                f"({predicted.seconds / measured[who] - 1:+.1%}), bound by {predicted.bound}"
+            )
     return lines
 
 
@@ -127,7 +140,7 @@ def main() -> None:
     parser.add_argument("--check", type=Path, help="what benchmarks.cluster --json wrote")
     arguments = parser.parse_args()
     if arguments.check is not None:
-        print("\n".join(check(arguments.check)))
+        print("\n".join(check(json.loads(arguments.check.read_text()))))
         return
     if not arguments.demand:
         parser.error("give at least one --demand STAGE=SECONDS; a report's busy / items is one")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pickle
 import platform
 import sys
 import threading
@@ -28,6 +29,7 @@ from tournant.cluster.messages import (
     Member,
     News,
     Output,
+    Packed,
     pack,
     pack_error,
     pack_result,
@@ -180,7 +182,7 @@ class NodeRun(Run):
         self.broken: deque[_Failure] = deque()
         self.measured: tuple[Measured, ...] = ()
         self.measures = 0
-        self._begun = 0
+        self._ended_before = 0
         self.news = threading.Event()
         self.urgent = threading.Event()
         self.is_hungry = False
@@ -285,9 +287,10 @@ class NodeRun(Run):
     def _bound(self) -> None:
         """Let no more inputs lie in front of calls that take long than another node may be glad of."""
         first, feed = self.segments[0], self.feed
-        begun, self._begun = feed.pulled - self._begun, feed.pulled
+        ended = self.done + self.failed + self.filtered
+        pace, self._ended_before = (ended - self._ended_before) / _MEASURE, ended
         if first.on == "loop":
-            lying = int(begun / _MEASURE * _LYING)
+            lying = int(pace * _LYING)
             feed.inbox.set_capacity(max(_FEWEST, min(first.capacity(), lying)))
             feed.inbox.removed()
 
@@ -349,7 +352,7 @@ class Node:
             from tournant.cluster.placing import on_nodes
 
             joined = leases.join(name, limits, limiter)
-            pipeline = on_nodes(*unpack(description))
+            pipeline = on_nodes(*unpack(description), wants=wants)
             joined.take_over(pipeline)
         except Exception as problem:
             error = ClusterError(
@@ -403,10 +406,22 @@ class Node:
         run.urgent.set()
         run.news.set()
 
-    def deal(self, turn: int, inputs: list[Dealt], starved: bool) -> None:
-        """Take inputs; `starved` says that there are no more for now, if this is the latest `turn`."""
+    def deal(self, turn: int, data: bytes, references: list[Any], starved: bool) -> None:
+        """Take inputs; `starved` says that there are no more for now, if this is the latest `turn`.
+
+        Args:
+            turn: counts the calls.
+            data: the pickle of a list of `Dealt`.
+            references: the values of those that have none, in their order.
+            starved: see above.
+        """
         run = self._run
         assert run is not None
+        beside = iter(references)
+        inputs: list[Dealt] = [
+            dealt if dealt.value is not None else dealt._replace(value=next(beside))
+            for dealt in unpack(data)
+        ]
         with self._lock:
             run.feed.queue.extend(inputs)
             if turn > self._turn:
@@ -448,8 +463,12 @@ class Node:
         with contextlib.suppress(RuntimeError):
             run.loop.call_soon_threadsafe(run.feed.look)
 
-    def listen(self) -> News:
-        """Wait until there is something to say, and say it."""
+    def listen(self) -> bytes:
+        """Wait until there is something to say, and say it: the pickle of `News`."""
+        # Ray would look at every tuple in it on its own.
+        return pickle.dumps(self._listen(), pickle.HIGHEST_PROTOCOL)
+
+    def _listen(self) -> News:
         run = self._run
         assert run is not None
         patience = perf_counter() + _PATIENCE
@@ -498,7 +517,8 @@ class Node:
         outputs, broken = [], [_broken(failure) for failure in failures]
         for members, value in results:
             try:
-                outputs.append(Output(members, pack_result(value)))
+                data = value.data if type(value) is Packed else pack_result(value)
+                outputs.append(Output(members, data))
             except NotPicklable as error:
                 last = run.pipeline.stages[-1].name
                 broken.append(Broken(members, last, pack_error(error), 1))
