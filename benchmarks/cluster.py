@@ -30,6 +30,8 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the loopback interface
+# Ray's workers would give way to everything else on the machine (nice 15), which the local engine's don't.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 from benchmarks import harness, work
@@ -136,8 +138,22 @@ class Ingest:
     name = "cluster: ingest"
 
     def __init__(self, corpus: Path, count: int | None) -> None:
+        self._corpus = corpus
         self.paths = [str(path) for path in documents(corpus)][:count]
         self.count = len(self.paths)
+
+    @contextmanager
+    def _folder(self, count: int | None) -> Iterator[str]:
+        """A folder with the first `count` of the documents."""
+        if count is None and self.count == len(documents(self._corpus)):
+            yield str(self._corpus)
+            return
+        with tempfile.TemporaryDirectory(prefix="bench-cluster-") as folder:
+            for n, path in enumerate(self.paths[:count]):
+                os.symlink(
+                    os.path.abspath(path), os.path.join(folder, f"{n:06}-{os.path.basename(path)}")
+                )
+            yield folder
 
     @contextmanager
     def _index(self) -> Iterator[str]:
@@ -148,10 +164,8 @@ class Ingest:
         """Ingest on a cluster or (``None``) here, and return the report."""
         from tournant.ingest.job import IngestOptions, run_ingest
 
-        with self._index() as index:
-            return run_ingest(
-                IngestOptions(tuple(self.paths[:count]), index, cluster=settings)
-            ).report
+        with self._index() as index, self._folder(count) as folder:
+            return run_ingest(IngestOptions((folder,), index, cluster=settings)).report
 
     def ray_data(self, count: int | None = None) -> int:
         """Do the same calls with Ray Data, and write what it yields as the ingest does; returns how many documents."""

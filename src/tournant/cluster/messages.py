@@ -36,7 +36,8 @@ def pack_result(value: Any) -> bytes:
         NotPicklable: it can't travel.
     """
     try:
-        return pack(value)
+        # On a node nothing is ``__main__``'s own: what plain pickle takes is right, also a text that says so.
+        return b"".join(wire.dump_in_band(value, in_worker=True))
     except Exception as problem:
         raise NotPicklable(
             f"the result {short(value)} can't be sent back from a node ({type(problem).__name__}: {problem}); return plain data "

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tournant.stages import Stage
 
 #: Seconds between two reports of what has ended, unless the driver has something to do at once.
-_INTERVAL = 0.05
+_INTERVAL = 0.2
 #: Seconds for which the driver's question stays open when there is nothing to say.
 _PATIENCE = 0.5
 #: Seconds between two measurements of the stages.
