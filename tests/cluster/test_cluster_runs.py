@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,33 @@ def test_what_lives_in_a_function_travels_by_value_and_comes_back_as_the_same_cl
     results = tn.Pipeline(range(5)).map(lambda value: Found(value), on="loop").collect(cluster=ray)
     assert sorted(found.value for found in results) == list(range(5))
     assert all(type(found) is Found for found in results)
+
+
+def test_results_of_process_stages_come_back_as_they_are_and_fail_alone_where_they_can_not(ray):
+    """They are pickled in the worker process, by each kind of stage."""
+
+    class Found:
+        def __init__(self, value):
+            self.value = value
+
+    def rows(values):
+        return [value if value == 3 else Found(value) for value in values]
+
+    def children(value):
+        if value == 3:
+            yield threading.Lock()
+        yield from [Found(value)] * 2
+
+    pipeline = tn.Pipeline(range(6), on_error="skip")
+    rows_back = pipeline.map_batches(rows, size=4, on="processes").collect(cluster=ray)
+    assert sorted(v if v == 3 else v.value for v in rows_back) == list(range(6))
+    assert {type(found) for found in rows_back} == {int, Found}
+    found: list = []
+    cut = pipeline.flat_map(children, on="processes").ordered()
+    report = cut.for_each(found.append, on="loop").run(cluster=ray)
+    assert sorted({one.value for one in found}) == [0, 1, 2, 4, 5]
+    assert (report.done, report.failed) == (5, 1)
+    assert "can't be sent back" in str(report.failures[0].error)
 
 
 def test_fan_out_gather_filter_and_batch_come_to_what_they_come_to_locally(ray):
@@ -310,8 +338,6 @@ def test_a_module_that_is_missing_on_the_nodes_is_named(ray, tmp_path, monkeypat
 
 
 def test_inputs_and_results_that_can_not_travel_fail_alone(ray):
-    import threading
-
     report = tn.Pipeline([1, threading.Lock(), 3], on_error="skip").map(str).run(cluster=ray)
     assert (report.done, report.failed) == (2, 1)
     assert "can't be sent to a node" in str(report.failures[0].error)

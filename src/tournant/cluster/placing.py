@@ -45,6 +45,7 @@ def on_nodes(
     on_error: OnError,
     memory_limit: int | None,
     stall_after: float | None,
+    *,
     wants: bool,
 ) -> Pipeline:
     """Return the pipeline that each node runs; its source is the driver, which may want the results."""
