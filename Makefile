@@ -15,9 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
-# Two files at a time: most tests wait for processes and servers of their own. What measures cores has the machine to itself.
+# Two files at a time: most tests wait for processes and servers of their own. What measures cores has the machine to
+# itself, and is measured again where another program came between.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone --reruns 2 --reruns-delay 2
 	$(BIN)/python -m pytest -m 'not alone' -n 2 --dist loadfile
 
 test-fast: $(STAMP)

@@ -6,12 +6,16 @@ import http.client
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from kitchen_commands import alive
 
 from tournant.kitchen import Plate, Servers, ServersFailed, Setting, tasks
 
@@ -156,6 +160,36 @@ def test_servers_that_end_while_somebody_waits_say_nothing(
     with connection:
         assert connection.recv(100) == b""
     assert capfd.readouterr().err == ""
+
+
+def test_the_servers_end_with_their_owner_though_it_is_killed() -> None:
+    program = (
+        "import time; from tournant.kitchen import Servers\n"
+        "with Servers(0.0) as servers:\n    print(servers.pid, flush=True)\n    time.sleep(600)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    assert os.getsid(pid) != os.getsid(0), "the terminal's Ctrl-C is not for them"
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    deadline = time.monotonic() + 60
+    while alive(pid):
+        assert time.monotonic() < deadline, "the servers live on"
+        time.sleep(0.01)
+
+
+def test_servers_whose_owner_ended_before_they_had_started_say_nothing() -> None:
+    read, write = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tournant.kitchen.servers", "0"],
+        stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(write)
+    os.close(read)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (0, b"")
 
 
 def test_servers_that_cannot_start_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

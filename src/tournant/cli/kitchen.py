@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import math
 import os
+import signal
 import sys
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from tournant.cli.text import Exit, finish, put, put_json, shown_path, width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tournant.kitchen.cooked import Cooked
+    from tournant.kitchen.errors import KitchenError
     from tournant.kitchen.pitfall import Pitfall
     from tournant.kitchen.trial import Trial
 
@@ -43,7 +49,9 @@ def add_to(
         "--only", type=names, default=[], action="extend", metavar="NAME,...",
         help=f"only these works ({', '.join(WORKS)}) and ways ({', '.join(WAYS)}) (default: all)",
     )  # fmt: skip
-    parser.add_argument("--html", metavar="FILE", help="write all timelines into one HTML file")
+    parser.add_argument(
+        "--html", type=page, metavar="FILE", help="write all timelines into one HTML file"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
     parts = parser.add_subparsers(title="more", metavar="[pitfalls]")
@@ -92,7 +100,22 @@ def names(text: str) -> list[str]:
             raise argparse.ArgumentTypeError(
                 f"{name!r} is neither a work nor a way; choose from {', '.join(WORKS + WAYS)}"
             )
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names nothing; choose from {', '.join(WORKS + WAYS)}"
+        )
     return found
+
+
+def page(text: str) -> str:
+    """Return the name of a file.
+
+    Raises:
+        argparse.ArgumentTypeError: It is empty.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: name a file, such as kitchen.html")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     ways = [name for name in WAYS if name in args.only] or list(WAYS)
     out, columns, color = sys.stdout, _columns(sys.stdout), _color(sys.stdout)
     everything = []
-    with Kitchen(waits=args.waits) as kitchen:
+    with _ending_in_order(), Kitchen(waits=args.waits) as kitchen:
         if not args.json:
             _say(out, opening(kitchen, columns, color))
         for work in works:
@@ -134,6 +157,9 @@ def run_pitfalls(args: argparse.Namespace) -> int:
     from tournant.kitchen.pitfall import choose
     from tournant.kitchen.trial import demonstrate
 
+    if args.html or args.only or args.waits != 1.0:
+        put(sys.stderr, "tournant: --html, --only and --waits are for the kitchen; the pitfalls take names, --list, --source and --json")  # fmt: skip
+        return Exit.USAGE
     out, columns, color = sys.stdout, _columns(sys.stdout), _color(sys.stdout)
     try:
         chosen = choose(args.names)
@@ -141,7 +167,10 @@ def run_pitfalls(args: argparse.Namespace) -> int:
         put(sys.stderr, f"tournant: {error}")
         return Exit.USAGE
     if args.list:
-        put(out, show.pitfall_list(chosen))
+        if args.json:
+            put_json(out, {"pitfalls": [pitfall.as_dict() for pitfall in chosen]})
+        else:
+            put(out, show.pitfall_list(chosen))
         return Exit.OK
     done = []
     for pitfall in chosen:
@@ -168,30 +197,65 @@ def run_pitfalls(args: argparse.Namespace) -> int:
     return Exit.FAILED if failed else Exit.OK
 
 
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Have SIGTERM end the command as Ctrl-C does, with its children and with what they share."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def _check_file(path: str | None) -> None:
     """Refuse a file that can't be written, before anything is cooked."""
     if path is None:
         return
+    from tournant.observe.whole import whole_file
+
+    if os.path.isdir(path):
+        raise _unwritable(path, "it is a folder")
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise _unwritable(path, f"there is no folder {shown_path(folder)}")
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            if not os.access(path, os.W_OK):  # to open a pipe would wait for its reader
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        # What is there stays as it is: the file beside it is taken away again.
+        with whole_file(Path(path)):
+            raise _OnlyTried
+    except _OnlyTried:
+        pass
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
+
+
+class _OnlyTried(Exception):
+    """A file could be written, and is not."""
+
+
+def _unwritable(path: str, reason: str) -> KitchenError:
     from tournant.kitchen.errors import KitchenError
 
-    folder = os.path.dirname(path) or os.curdir
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        reason = (
-            "it is a folder" if os.path.isdir(path) else f"there is no folder {shown_path(folder)}"
-        )
-        raise KitchenError(f"--html {shown_path(path)} can't be written: {reason}; name a file")
+    return KitchenError(f"--html {shown_path(path)} can't be written: {reason}; name another file")
 
 
 def _write_timelines(path: str, everything: Sequence[Cooked]) -> None:
-    from tournant.kitchen.errors import KitchenError
     from tournant.observe.timeline import save_timeline
 
     try:
         save_timeline([cooked.recording() for cooked in everything], path, title="The kitchen")
     except OSError as error:
-        raise KitchenError(
-            f"--html {shown_path(path)} can't be written: {error.strerror or error}; name another file"
-        ) from error
+        raise _unwritable(path, error.strerror or str(error)) from error
 
 
 def _columns(stream: TextIO) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +21,18 @@ class Cooked:
         way: name of the way, a key of `WAYS`.
         seconds: from the first order in to the last plate out.
         cpu: seconds of computing meanwhile, of all threads and processes of the cooks together.
-        cores: cores that the machine gives us.
+        cores: cores that the system lets us use.
         plates: in the order of the orders.
         pid: the process that the stopwatch ran in.
         began: where the stopwatch began on the machine's monotonic clock.
         alone: seconds of the same work done synchronously; ``None`` where that was not measured.
-        disturbed: whether other programs took cores from this way or from the synchronous one, so that the two are not comparable.
+        disturbed: whether this way or the synchronous one got less of the cores than it could have used, so that the two are not comparable.
         hiring: seconds that it took to start the worker processes, which are not in `seconds`; 0 where they were there, or not needed.
         others: cores that other programs kept busy meanwhile; 0 where the system does not say.
+        crowded: whether other programs took cores that the cooks could have used.
         gil: whether this Python has a GIL.
+        answers: seconds that the servers took for their answers, all of them together.
+        workers: processes that a pool starts: as many as `cores`, or ``TOURNANT_CORES``; 0 stands for `cores`.
     """
 
     work: str
@@ -44,7 +47,10 @@ class Cooked:
     disturbed: bool = False
     hiring: float = 0.0
     others: float = 0.0
+    crowded: bool = False
     gil: bool = True
+    answers: float = 0.0
+    workers: int = 0
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -69,9 +75,32 @@ class Cooked:
         return max((depth for _, depth in _depths(self.steps)), default=0)
 
     @property
-    def crowded(self) -> bool:
-        """Whether other programs took cores that the cooks could have used."""
-        return self.others >= 0.2 and self.others + self.busy_cores > 0.85 * (os.cpu_count() or 1)
+    def thinking(self) -> tuple[Step, ...]:
+        """The steps that compute."""
+        names = WORKS[self.work].thinks
+        return tuple(step for step in self.steps if step.name in names)
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time, 0 to 1, for which somebody was at a step that waits."""
+        names = WORKS[self.work].thinks
+        return _length([step for step in self.steps if step.name not in names]) / self.seconds
+
+    @property
+    def thinking_cores(self) -> float:
+        """How many cores worked, on average, while somebody was at a step that computes; 0 where nobody was."""
+        length = _length(list(self.thinking))
+        return sum(step.cpu for step in self.thinking) / length if length else 0.0
+
+    @property
+    def starved(self) -> bool:
+        """Whether a step that had a thread and the GIL to itself, and no more to do than to compute, stood still for a quarter of its time."""
+        steps = list(self.thinking)
+        if self.way == "hybrid":
+            steps = [step for step in steps if step.pid != self.pid]
+        if self.way == "threads" or (self.workers or self.cores) > self.cores:
+            return False
+        return sum(s.cpu for s in steps) < 0.75 * sum(s.ended - s.began for s in steps)
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -95,7 +124,7 @@ class Cooked:
 
     def recording(self) -> Recording:
         """Return what ran where and when, for the chart, the timeline and the trace."""
-        from tournant.kitchen.reasons import why
+        from tournant.kitchen.reasons import cooks, why
 
         work = WORKS[self.work]
         names = [task.__name__ for task in work.plain]
@@ -114,7 +143,9 @@ class Cooked:
             )
             for plate in self.plates
         }
-        depths = tuple((at - zero, float(depth)) for at, depth in _depths(self.steps))
+        depths = _without_gaps(
+            [(at - zero, float(depth)) for at, depth in _depths(self.steps)], self.seconds / 500
+        )
         return Recording(
             title=f"{self.work}, {self.way}",
             began=time.time() - (time.monotonic() - zero),
@@ -124,13 +155,17 @@ class Cooked:
             lanes=tuple(lanes.values()),
             slices=tuple(slices),
             inputs=inputs,
-            counters=(Counter("steps at once", "steps", ((0.0, 0.0), *depths)),),
-            summary=f"{self.seconds:.2f} s. {why(self)}",
+            counters=(Counter("steps at once", "", ((0.0, 0.0), *depths)),),
+            summary=f"{_sentence(f'{work.title}; {cooks(self)}')} {self.seconds:.2f} s. {why(self)}",
         )
 
     def _placed(self) -> tuple[str, ...]:
         work = WORKS[self.work]
-        everywhere = {"synchronous": "threads", "concurrent": "loop", "threads": "threads"}
+        everywhere = {
+            "synchronous": "in the main thread",
+            "concurrent": "loop",
+            "threads": "threads",
+        }
         if self.way == "hybrid":
             return work.placed
         return (everywhere.get(self.way, "processes"),) * len(work.plain)
@@ -183,6 +218,7 @@ class Cooked:
             "busy_cores": self.busy_cores,
             "cpu": self.cpu,
             "other_programs": self.others,
+            "crowded": self.crowded,
             "disturbed": self.disturbed,
             "hiring": self.hiring,
             "processes": len(self.processes),
@@ -211,3 +247,36 @@ def _depths(steps: tuple[Step, ...]) -> list[tuple[float, int]]:
         depth += change
         found.append((at, depth))
     return found
+
+
+def _without_gaps(
+    depths: list[tuple[float, float]], shortest: float
+) -> tuple[tuple[float, float], ...]:
+    """Leave out the moments between one step and the next, which nobody could see, but which would be drawn as lines.
+
+    Args:
+        depths: when it changed, and to how many.
+        shortest: seconds for which a lower depth must have lasted.
+    """
+    kept: list[tuple[float, float]] = []
+    for n, (at, depth) in enumerate(depths):
+        lower = bool(kept) and depth < kept[-1][1]
+        following = depths[n + 1] if n + 1 < len(depths) else (math.inf, 0.0)
+        if lower and following[1] > depth and following[0] - at < shortest:
+            continue
+        if not kept or depth != kept[-1][1]:
+            kept.append((at, depth))
+    return tuple(kept)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _length(steps: list[Step]) -> float:
+    """Return for how many seconds at least one of the steps was under way."""
+    length, until = 0.0, float("-inf")
+    for step in sorted(steps, key=lambda step: step.began):
+        length += max(0.0, step.ended - max(step.began, until))
+        until = max(until, step.ended)
+    return length

@@ -18,10 +18,11 @@ from tournant.errors import short
 from tournant.kitchen import staff, tasks, ways
 from tournant.kitchen.cooked import Cooked
 from tournant.kitchen.errors import KitchenError, WrongDish
+from tournant.kitchen.load import Load, process_seconds
 from tournant.kitchen.plates import Plate, Setting
 from tournant.kitchen.servers import GUESTS, Servers
 from tournant.kitchen.ways import WAYS, WORKS
-from tournant.pool.slots import cores
+from tournant.pool.slots import cores, usable_cores
 
 #: Seconds that the database and the upload server take for an answer at ``waits=1.0``.
 WAIT = 0.1
@@ -51,7 +52,7 @@ class Kitchen:
         if not 3 <= side <= 4096:
             raise KitchenError(f"Kitchen(side={side!r}): give a number of pixels from 3 to 4096")
         self.orders, self.waits, self.side = orders, waits, side
-        self.cores = cores()
+        self.cores, self.workers = usable_cores(), cores()
         self._servers = Servers(WAIT * waits)
         self._processes: ProcessPoolExecutor | None = None
         self._warm = False
@@ -96,7 +97,8 @@ class Kitchen:
         self._servers.check()
         plates = self._plates(work)
         hiring = self._staffed(work, way)
-        machine, cpu = _machine_cpu(), time.process_time()
+        load, cpu = Load.now(), time.process_time()
+        served_cpu = process_seconds(self._servers.pid)
         began = time.monotonic()
         try:
             served = self._serve(work, way, plates)
@@ -112,17 +114,23 @@ class Kitchen:
         cpu = time.process_time() - cpu
         steps = [step for plate in served for step in plate.steps]
         cpu += sum(step.cpu for step in steps if step.pid != os.getpid())
-        others = (_machine_cpu() - machine - cpu) / seconds
+        served_cpu = process_seconds(self._servers.pid) - served_cpu
+        others = load.others(cpu + served_cpu, seconds)
         cooked = Cooked(
-            work, way, seconds, cpu, self.cores, tuple(served), os.getpid(), began,
-            hiring=hiring, others=max(0.0, others), gil=has_gil(),
+            work, way, seconds, cpu, self.cores, tuple(served), os.getpid(), began, hiring=hiring, others=others,
+            crowded=load.crowded(others, cpu / seconds), gil=has_gil(), answers=self._answers(work), workers=self.workers,
         )  # fmt: skip
         if way == "synchronous":
             self._alone[work] = cooked
         alone = self._alone.get(work)
-        if alone is not None:
-            disturbed = WORKS[work].thinks and (cooked.crowded or alone.crowded)
-            cooked = replace(cooked, alone=alone.seconds, disturbed=disturbed)
+        # Who waits needs no core, so nobody can take one away.
+        disturbed = any(
+            not self._waited(one) and (one.crowded or one.starved)
+            for one in (cooked, alone or cooked)
+        )
+        cooked = replace(
+            cooked, alone=None if alone is None else alone.seconds, disturbed=disturbed
+        )
         self._check(cooked)
         return cooked
 
@@ -134,6 +142,7 @@ class Kitchen:
             "seconds_per_answer": WAIT * self.waits,
             "side": self.side,
             "cores": self.cores,
+            "workers": self.workers,
             "python": platform.python_version(),
             "gil": has_gil(),
         }
@@ -152,9 +161,9 @@ class Kitchen:
         """Have what the way needs started and imported; return the seconds that it took."""
         began = time.monotonic()
         if way == "processes" and self._processes is None:
-            self._processes = staff.hire(self.cores)
+            self._processes = staff.hire(self.workers)
         elif way == "hybrid" and "processes" in WORKS[work].placed and not self._warm:
-            staff.warm(self.cores)
+            staff.warm(self.workers)
             self._warm = True
         elif way == "hybrid":
             tn.map(abs, [0])
@@ -174,6 +183,15 @@ class Kitchen:
             assert self._processes is not None
             return ways.processes(work, plates, self._processes)
         return ways.hybrid(work, plates)
+
+    def _answers(self, work: str) -> float:
+        waits = len(WORKS[work].plain) - len(WORKS[work].thinks)
+        return self.orders * waits * WAIT * self.waits
+
+    def _waited(self, cooked: Cooked) -> bool:
+        """Tell whether it was the servers' waiting that the time went to."""
+        steps = sum(step.ended - step.began for step in cooked.steps)
+        return not cooked.thinking and steps < 1.5 * cooked.answers
 
     def _check(self, cooked: Cooked) -> None:
         """Compare the dishes with those of the first way, and the digests with what was sent."""
@@ -198,13 +216,3 @@ class Kitchen:
 def has_gil() -> bool:
     """Return whether this Python has a global interpreter lock; free-threaded builds have none."""
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
-
-
-def _machine_cpu() -> float:
-    """Return the seconds that the machine's cores have computed so far, for anybody; 0 where the system does not say."""
-    try:
-        with open("/proc/stat", encoding="ascii") as file:
-            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
-        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return 0.0

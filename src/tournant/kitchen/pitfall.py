@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tournant.errors import short
 from tournant.kitchen.errors import KitchenError
@@ -21,6 +21,7 @@ class Pitfall(NamedTuple):
         mend: what is different in the mended program.
         culprits: code that is to blame; a guard names one of the lines with it.
         hangs: whether the program never ends by itself.
+        cores: whether its point is how many cores are at work, so that it needs more than one that nobody else uses.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Pitfall(NamedTuple):
     mend: str
     culprits: tuple[str, ...]
     hangs: bool = False
+    cores: bool = False
 
     @property
     def program(self) -> Path:
@@ -49,6 +51,19 @@ class Pitfall(NamedTuple):
     def mended(self) -> Path:
         """The same program without it."""
         return _FOLDER / f"{self.name.replace('-', '_')}_mended.py"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data that ``json.dumps`` takes."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "bare": self.bare,
+            "mend": self.mend,
+            "hangs": self.hangs,
+            "lines": list(self.lines),
+            "program": str(self.program),
+            "mended": str(self.mended),
+        }
 
 
 PITFALLS = {
@@ -89,6 +104,7 @@ PITFALLS = {
             "It works. That the threads take turns at the GIL, nothing says.",
             "Processes have a GIL each.",
             ("total += ", "for grain in", "cooks.map("),
+            cores=True,
         ),
         Pitfall(
             "unbounded-gather",

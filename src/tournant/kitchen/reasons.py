@@ -7,14 +7,18 @@ how many steps were under way at once and how many cores worked. What other prog
 from __future__ import annotations
 
 from tournant.kitchen.cooked import Cooked
-from tournant.kitchen.ways import WORKS
+from tournant.kitchen.ways import WAYS, WORKS
 
 #: From this ratio on, two times differ by more than the noise of a machine that does other things as well.
 NOTICED = 1.15
-#: More than one core was at work.
+#: From here on more than one core was at work.
 _PARALLEL = 1.15
-#: Next to no core was at work.
+#: Up to here it was one core.
+_ONE_CORE = 0.8
+#: Up to here it was waiting that the time went to.
 _IDLE = 0.5
+#: Up to here next to no core was at work.
+_NO_CORE = 0.15
 
 
 def why(cooked: Cooked) -> str:
@@ -23,8 +27,21 @@ def why(cooked: Cooked) -> str:
     if cooked.way == "synchronous" or cooked.speedup is None:
         return reason[0].upper() + reason[1:]
     if cooked.disturbed:
-        return f"Other programs took cores, so the times are not comparable: {reason}"
+        return f"The machine was busy, so the times are not comparable: {reason}"
     return f"{_speed(cooked.speedup)}: {reason}"
+
+
+def cooks(cooked: Cooked) -> str:
+    """Return what the way is in a kitchen, here and now."""
+    workers = cooked.workers or cooked.cores
+    if cooked.way == "threads" and not cooked.gil:
+        return "many cooks, and no GIL: a thread for each dish"
+    if cooked.way == "processes" and workers == 1:
+        return "one cook with a stove: one process"
+    if cooked.way == "processes" and workers != cooked.cores:
+        stoves = _counted(cooked.cores, "stove")
+        return f"{workers} cooks, {stoves}: {workers} processes, as TOURNANT_CORES says"
+    return WAYS[cooked.way]
 
 
 def _speed(speedup: float) -> str:
@@ -49,58 +66,69 @@ def _waited(cooked: Cooked) -> bool:
 
 
 def _synchronous(cooked: Cooked) -> str:
-    share = min(1.0, cooked.busy_cores)
-    if _waited(cooked):
-        return f"one step at a time, and {1 - share:.0%} of the time the cook stands and waits"
-    if WORKS[cooked.work].waits:
-        return f"one step at a time: the cook computes {share:.0%} of the time and waits for the rest, never both at once"
-    return "one step at a time, on one core"
+    work = WORKS[cooked.work]
+    if work.waits and work.thinks:
+        share = cooked.waiting_share
+        return f"one step at a time, never two: {share:.0%} of the time at steps that wait, and {1 - share:.0%} at steps that compute"
+    if not work.waits:
+        return "one step at a time, so one core at the most"
+    if cooked.answers:
+        share = min(1.0, cooked.answers / cooked.seconds)
+        return f"one step at a time, and {share:.0%} of the time the cook stands and waits for a server"
+    return "one step at a time, each of which is a question to a server"
 
 
 def _concurrent(cooked: Cooked) -> str:
-    if cooked.at_once == 1 and not WORKS[cooked.work].waits:
+    if not WORKS[cooked.work].waits:
         return (
             "a coroutine that computes does not give the loop back, so there was one step at a time"
         )
     if _waited(cooked):
-        return f"{_at_once(cooked, 'wait')} on one thread, and waiting takes next to no core"
-    return f"{_at_once(cooked, 'step')}, waiting side by side, but one thread did all the computing and the loop stood still for it"
+        idle = cooked.busy_cores < _NO_CORE
+        return f"{_at_once(cooked, 'wait')} on one thread" + (
+            ", and waiting takes next to no core" if idle else ""
+        )
+    return f"{_beside(cooked)} one thread did all the computing, and the loop stood still for it"
 
 
 def _threads(cooked: Cooked) -> str:
     count = _counted(len(cooked.threads), "thread")
+    if len(cooked.threads) == 1:
+        return "one thread did it all, one step at a time"
     if _waited(cooked):
         return f"{_at_once(cooked, 'wait')} in {count}; who waits holds neither the GIL nor a core"
-    if len(cooked.threads) == 1:
-        return "one thread is one cook"
     if cooked.cores == 1:
         return f"{_at_once(cooked, 'step')}, but there is one core for all of them"
     if not cooked.gil:
-        return f"this Python has no GIL, so {count} may compute at once"
+        if cooked.busy_cores >= _PARALLEL:
+            return f"this Python has no GIL, and {count} computed at once"
+        return f"this Python has no GIL, but {_between(cooked, count)}"
     if cooked.work == "native":
         if cooked.busy_cores >= _PARALLEL:
             return "zlib lets go of the GIL while it computes, so the threads do compute at once"
-        return f"zlib lets go of the GIL, but the machine gave {count} little more than one core"
+        return f"zlib lets go of the GIL, but {_between(cooked, count)}"
     if WORKS[cooked.work].waits:
-        return f"{_at_once(cooked, 'step')}, waiting side by side, but for Python code the {count} took turns at the GIL"
+        return f"{_beside(cooked)} for Python code the {count} took turns at the GIL"
     return f"{_at_once(cooked, 'step')}, but only the thread that holds the GIL runs Python code"
 
 
 def _processes(cooked: Cooked) -> str:
     count = _counted(len(cooked.processes), "process", "processes")
     if len(cooked.processes) == 1:
-        return "one process is one cook"
+        return "one process did it all, one step at a time"
     if _waited(cooked):
         return (
             f"a process waits for one answer at a time, so {count} made {_at_once(cooked, 'wait')}"
         )
     if WORKS[cooked.work].waits:
-        return f"{count} computed side by side, but each stands still while its own dish waits"
+        if cooked.thinking_cores >= _PARALLEL:
+            return f"{count} computed side by side, but each stands still while its own dish waits"
+        return f"{count}, each of which stands still while its own dish waits"
     if cooked.busy_cores >= _PARALLEL:
         return f"{count} have a GIL each, and computed at once"
     if cooked.cores == 1:
         return f"there is one core for {count}"
-    return f"the machine gave {count} little more than one core"
+    return _between(cooked, count)
 
 
 def _hybrid(cooked: Cooked) -> str:
@@ -110,12 +138,27 @@ def _hybrid(cooked: Cooked) -> str:
     if work.waits and work.thinks:
         return f"{_at_once(cooked, 'step')}: the loop waits, processes run the Python code, threads run zlib"
     if cooked.cores == 1:
-        return f"{_at_once(cooked, 'step')}, but there is one core for all workers"
+        return "there is one core for all workers of the pipeline"
+    if cooked.workers == 1:
+        return "TOURNANT_CORES=1 lets the pipeline compute one step at a time"
     if cooked.work == "native":
         return "the pipeline runs zlib in threads, and nothing has to be copied to another process"
     if cooked.work == "thinking":
         return "the pipeline runs the Python code in processes, which have a GIL each"
-    return _at_once(cooked, "step")
+    return f"the pipeline had {_at_once(cooked, 'step')} on its loop"
+
+
+def _between(cooked: Cooked, count: str) -> str:
+    """Say how little it was that the machine gave."""
+    if cooked.busy_cores >= _ONE_CORE:
+        return f"{count} had about one core between them"
+    return f"{count} had less than one core between them"
+
+
+def _beside(cooked: Cooked) -> str:
+    if cooked.at_once == 1:
+        return "one step at a time:"
+    return f"{_at_once(cooked, 'step')}, waiting side by side, but"
 
 
 _REASONS = {
@@ -128,6 +171,8 @@ _REASONS = {
 
 
 def _at_once(cooked: Cooked, what: str) -> str:
+    if cooked.at_once == 1:
+        return f"one {what} at a time"
     return f"{_counted(cooked.at_once, what)} at once"
 
 

@@ -2,7 +2,7 @@
 
 They run in a child process, ``python -m tournant.kitchen.servers SECONDS``, so that what they compute takes no turn of the GIL from the
 cooks. Each answers after as many seconds as a network and a busy machine behind it would take. They end with their
-standard input, hence with whoever started them.
+standard input, hence with whoever started them, however that ended.
 
 The database speaks lines of JSON: ``{"sql": ..., "parameters": [...]}`` and ``{"rows": [...]}`` or ``{"error": ...}``. Uploads are HTTP/1.1
 ``POST`` requests with a ``Content-Length``; the answer is 201 with the number of bytes and their SHA-256.
@@ -67,9 +67,14 @@ class Servers:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C reaches the whole group of a terminal; when the servers end is our business
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        try:
+            line = self._process.stdout.readline()
+        except BaseException:
+            self.__exit__()
+            raise
         try:
             ports = json.loads(line)
         except ValueError:
@@ -201,7 +206,11 @@ async def _serve(wait: float) -> None:
     database = await asyncio.start_server(asked, "127.0.0.1", 0, backlog=1024)
     uploads = await asyncio.start_server(uploaded, "127.0.0.1", 0, backlog=1024)
     ports = {"database": _port(database), "uploads": _port(uploads)}
-    print(json.dumps(ports), flush=True)
+    try:
+        # Not `print`: what could not be written would be tried again, and complained of, at the end.
+        os.write(1, json.dumps(ports).encode() + b"\n")
+    except BrokenPipeError:
+        return  # whoever started us has ended meanwhile
     await asyncio.to_thread(sys.stdin.buffer.read)
     database.close()
     uploads.close()
@@ -214,10 +223,6 @@ def _port(server: asyncio.Server) -> int:
 
 def main() -> None:
     """Serve until standard input ends."""
-    import signal
-
-    # Ctrl-C reaches the whole group of a terminal; whoever started us decides when we end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(_serve(float(sys.argv[1])))
 
 

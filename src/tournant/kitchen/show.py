@@ -10,9 +10,10 @@ from pathlib import Path
 from tournant.kitchen.cooked import Cooked
 from tournant.kitchen.cooking import WAIT, Kitchen, has_gil
 from tournant.kitchen.pitfall import PITFALLS, Pitfall
-from tournant.kitchen.reasons import NOTICED, why
-from tournant.kitchen.trial import Trial
+from tournant.kitchen.reasons import NOTICED, cooks, why
+from tournant.kitchen.trial import Trial, silence
 from tournant.kitchen.ways import WAYS, WORKS
+from tournant.pool.slots import cores, usable_cores
 
 BOLD, DIM, RED, GREEN = "1", "2", "31", "32"
 
@@ -33,10 +34,11 @@ def wrapped(text: str, width: int, head: str = "  ") -> list[str]:
 def opening(kitchen: Kitchen, width: int, color: bool = False) -> str:
     """Return what is cooked here, and on what machine."""
     lock = "with a GIL" if has_gil() else "without a GIL"
-    cores = f"{kitchen.cores} core{'' if kitchen.cores == 1 else 's'}"
-    head = (
-        f"The kitchen: {kitchen.orders} orders, {cores}, Python {platform.python_version()} {lock}"
-    )
+    given = _counted(kitchen.cores, "core")
+    if kitchen.workers != kitchen.cores:
+        given += f" (TOURNANT_CORES={kitchen.workers})"
+    orders = _counted(kitchen.orders, "order")
+    head = f"The kitchen: {orders}, {given}, Python {platform.python_version()} {lock}"
     lines = [styled(head, BOLD, color)]
     lines += wrapped(
         f"Each answer of a server takes {WAIT * kitchen.waits:.2g} s; a photograph has {kitchen.side} x {kitchen.side} pixels. "
@@ -69,7 +71,7 @@ def cooked_text(cooked: Cooked, width: int, color: bool = False, *, ascii: bool 
     )
     lines = [
         f"\n{styled(f'{cooked.way:12}', BOLD, color)}{styled(figures, BOLD, color)}",
-        f"  {WAYS[cooked.way]}",
+        f"  {cooks(cooked)}",
         *wrapped(f"who: {who(cooked)}", width),
     ]
     if cooked.hiring >= 0.01:
@@ -85,7 +87,7 @@ def cooked_text(cooked: Cooked, width: int, color: bool = False, *, ascii: bool 
 
 def who(cooked: Cooked) -> str:
     """Return which processes, threads and tasks did it, and on which cores."""
-    processes, threads, tasks, cores = (
+    processes, threads, tasks, seen = (
         cooked.processes, cooked.threads, cooked.tasks, cooked.seen_cores
     )  # fmt: skip
     pids = ", ".join(map(str, sorted(processes)[:4])) + (", ..." if len(processes) > 4 else "")
@@ -93,19 +95,26 @@ def who(cooked: Cooked) -> str:
     parts.append(_counted(len(threads), "thread"))
     if tasks:
         parts.append(_counted(len(tasks), "task"))
-    if cores:
-        numbers = ", ".join(map(str, cores))
-        parts.append(f"{'core' if len(cores) == 1 else 'cores'} {numbers}")
+    if seen:
+        numbers = ", ".join(map(str, seen))
+        parts.append(f"{'core' if len(seen) == 1 else 'cores'} {numbers}")
     return "; ".join(parts)
 
 
 def table(everything: Sequence[Cooked], color: bool = False) -> str:
-    """Return all ways and works in one table of seconds; the fastest of a work, and who is as fast but for noise, have a star."""
+    """Return all ways and works in one table of seconds.
+
+    The fastest of a work, and who is as fast but for noise, have a star, if the times are comparable and there is more than one.
+    """
     cells = {(cooked.way, cooked.work): cooked for cooked in everything}
     works = [work for work in WORKS if any(cooked.work == work for cooked in everything)]
     ways = [way for way in WAYS if any(cooked.way == way for cooked in everything)]
-    best = {
-        work: min(cooked.seconds for cooked in everything if cooked.work == work) for work in works
+    of = {work: [cooked for cooked in everything if cooked.work == work] for work in works}
+    disturbed = [work for work in works if any(cooked.disturbed for cooked in of[work])]
+    fastest = {
+        work: min(cooked.seconds for cooked in of[work]) * NOTICED
+        for work in works
+        if work not in disturbed and len(of[work]) > 1
     }
     lines = [styled("Seconds, and beneath them steps at once / cores at work", BOLD, color)]
     lines.append(f"{'':12}" + "".join(f"{work:>15}" for work in works))
@@ -116,38 +125,32 @@ def table(everything: Sequence[Cooked], color: bool = False) -> str:
             if cooked is None:
                 seconds, beneath = seconds + " " * 15, beneath + " " * 15
                 continue
-            star = "*" if cooked.seconds < best[work] * NOTICED else " "
+            star = "*" if cooked.seconds < fastest.get(work, 0.0) else " "
             figure = styled(f"{cooked.seconds:13.2f} {star}", GREEN if star == "*" else "", color)
             seconds += figure
             beneath += f"{cooked.at_once:>7} / {cooked.busy_cores:.2f} "
         lines += [seconds.rstrip(), styled(beneath.rstrip(), DIM, color)]
-    lines.append(f"* the fastest, or within {NOTICED - 1:.0%} of it")
-    lines += _taken_home(cells, works)
+    if fastest:
+        lines.append(f"* the fastest, or within {NOTICED - 1:.0%} of it")
+    lines += _taken_home(cells, [work for work in works if work not in disturbed])
+    if disturbed:
+        lines.append(f"not comparable, as the machine was busy: {', '.join(disturbed)}")
     return "\n".join(lines)
 
 
 def _taken_home(cells: dict[tuple[str, str], Cooked], works: Sequence[str]) -> list[str]:
     """Return what the numbers of this very run say about async and threads."""
     lines = []
-    disturbed = [
-        work for work in works if any(c.disturbed for c in cells.values() if c.work == work)
-    ]
     for way in ("concurrent", "threads"):
-        found = [
-            (work, cells[way, work].speedup)
-            for work in works
-            if (way, work) in cells and work not in disturbed
-        ]
+        found = [(work, cells[way, work].speedup) for work in works if (way, work) in cells]
         known = [(work, speedup) for work, speedup in found if speedup is not None]
         helped = [f"{work} ({speedup:.1f}x)" for work, speedup in known if speedup >= NOTICED]
         not_ = [work for work, speedup in known if speedup < NOTICED]
-        if known:
-            said = f"{way} helped: {', '.join(helped) or 'nowhere'}"
+        if helped:
+            said = f"{way} helped: {', '.join(helped)}"
             lines.append(said + (f"; did not: {', '.join(not_)}" if not_ else ""))
-    if disturbed:
-        lines.append(
-            f"not comparable, as other programs used the cores too: {', '.join(disturbed)}"
-        )
+        elif not_:
+            lines.append(f"{way} did not help: {', '.join(not_)}")
     return lines
 
 
@@ -177,6 +180,8 @@ def trial_text(pitfall: Pitfall, name: str, trial: Trial, width: int, color: boo
         "guarded": ("under the guards, tournant watch", "", 24),
         "mended": (f"mended, {pitfall.mended.name}", pitfall.mend, 6),
     }[name]
+    if name == "guarded":
+        remark = silence(pitfall, trial)
     ended = styled(trial.end, GREEN if trial.code == 0 else RED, color)
     lines = [f"{styled(head, BOLD, color)}: {ended}"]
     said = trial.said
@@ -192,6 +197,13 @@ def trial_text(pitfall: Pitfall, name: str, trial: Trial, width: int, color: boo
         lines += wrapped(line, width, "  | ") if line.strip() else ["  |"]
     if remark:
         lines += wrapped(remark, width)
+    if pitfall.cores and name != "guarded" and trial.busy:
+        others = f"{trial.others:.1f} cores were at work for other programs"
+        lines += wrapped(f"The times are not comparable: {others} meanwhile.", width)
+    elif pitfall.cores and name == "mended" and usable_cores() == 1:
+        lines += wrapped("There is one core here, which processes share as well.", width)
+    elif pitfall.cores and name == "mended" and cores() == 1:
+        lines += wrapped("TOURNANT_CORES=1 leaves one process to do it all.", width)
     return "\n".join(lines)
 
 

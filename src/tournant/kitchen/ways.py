@@ -42,9 +42,9 @@ class Work(NamedTuple):
         return self.plain != self.awaited
 
     @property
-    def thinks(self) -> bool:
-        """Whether any of its tasks computes."""
-        return any(task in self.plain for task in self.awaited)
+    def thinks(self) -> tuple[str, ...]:
+        """The names of those of its tasks that compute."""
+        return tuple(task.__name__ for task in self.awaited if task in self.plain)
 
 
 WORKS = {

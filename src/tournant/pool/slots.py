@@ -104,6 +104,11 @@ def cores() -> int:
                 f"TOURNANT_CORES={said!r}: give a whole number of 1 or more, or unset it"
             )
         return int(said)
+    return usable_cores()
+
+
+def usable_cores() -> int:
+    """Return how many cores the system lets this process use, whatever ``TOURNANT_CORES`` says."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS has no affinity.

@@ -44,7 +44,9 @@ export function rowHeight(lane) {
 export function said(lane) {
   const kind = { loop: "event loop", thread: "thread", process: "process", task: "task" }[lane.kind] ?? lane.kind;
   if (!lane.slices.length) return `${kind}, idle`;
-  const what = lane.most > 1 ? `${lane.most.toLocaleString("en")} at once` : `${percent(lane.busy)} busy`;
+  // A task that waits is not busy.
+  const word = lane.kind === "task" ? "under way" : "busy";
+  const what = lane.most > 1 ? `${lane.most.toLocaleString("en")} at once` : `${percent(lane.busy)} ${word}`;
   return lane.name.startsWith(lane.kind) ? what : `${kind}, ${what}`;
 }
 
