@@ -105,6 +105,7 @@ class Numbers:
     """5 ms of pure Python per item, in worker processes."""
 
     name = "cluster: 5 ms of Python"
+    at_driver: tuple[str, ...] = ()
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -136,6 +137,7 @@ class Ingest:
     """Read, cut and embed documents, and write them to an index."""
 
     name = "cluster: ingest"
+    at_driver = ("collect", "index")
 
     def __init__(self, corpus: Path, count: int | None) -> None:
         self._corpus = corpus
@@ -236,6 +238,7 @@ def compare(job: Any, runs: int) -> dict[str, Any]:
     timings: dict[str, list[float]] = {}
     starts: list[float] = []
     drivers: list[float] = []
+    demands: dict[str, list[float]] = {}
     me = psutil.Process()
 
     def note(who: str, took: float) -> None:
@@ -253,7 +256,11 @@ def compare(job: Any, runs: int) -> dict[str, Any]:
             job.engine(None, 50)
         finally:
             os.sched_setaffinity(0, allowed)
-        note(f"local engine, {cores} core(s)", seconds(job.engine(None)))
+        report = job.engine(None)
+        if cores == 1:
+            for stage in report.stages:
+                demands.setdefault(stage.name, []).append(stage.busy / report.done)
+        note(f"local engine, {cores} core(s)", seconds(report))
         tn.shutdown()
         del os.environ["TOURNANT_CORES"]
 
@@ -298,6 +305,8 @@ def compare(job: Any, runs: int) -> dict[str, Any]:
         "driver, microseconds of a core per item": round(statistics.median(drivers) * 1e6),
     }
     return {
+        "demands": {name: statistics.median(each) for name, each in demands.items()},
+        "at_driver": job.at_driver,
         "benchmark": job.name, "unit": "s", "items": job.count, "results": medians, "facts": facts,
         "all": {who: [round(t, 3) for t in each] for who, each in timings.items()},
         "load": [round(x, 2) for x in os.getloadavg()],

@@ -5,9 +5,8 @@ N nodes, by the utilisation law: no resource can be used for more than all of th
 cores of the nodes, the cores of the driver (dealing, the ledger, a writer that stays there), and the network into the
 driver. The slowest of them is the bound; starting Ray and the actors, and the last shard's tail, are added once.
 
-`--check FILE` takes what `benchmarks.cluster --json` measured: a node's demand is taken from the run of one node, the driver's from
-its CPU time, and the run of two nodes is predicted from these and compared. There nodes and driver share one machine, whose
-cores are one more resource.
+`--check FILE` takes what `benchmarks.cluster --json` measured: from the demands of each stage in the local run, the runs of one and two nodes
+are predicted and compared. There nodes and driver share one machine, whose cores are one more resource.
 """
 
 import argparse
@@ -17,6 +16,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+#: Seconds of the driver's core that an input costs, dealt and taken in.
+DEALING = 60e-6
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Job:
     """
 
     node_seconds: float
-    driver_seconds: float = 60e-6
+    driver_seconds: float = DEALING
     driver_bytes: float = 0.0
     start_seconds: float = 5.0
     shard_seconds: float = 0.25
@@ -95,7 +97,7 @@ def outlook(job: Job, machine: Machine, nodes: int, documents: int) -> Outlook:
 
 
 def check(results: list[dict[str, Any]], cores: int | None = None) -> list[str]:
-    """Predict the runs of `benchmarks.cluster` from its one-node run and the driver's demand; return a line for each.
+    """Predict the runs of `benchmarks.cluster` from the stages' demands in the local run; return a line for each.
 
     Args:
         results: what `benchmarks.cluster` found.
@@ -104,16 +106,20 @@ def check(results: list[dict[str, Any]], cores: int | None = None) -> list[str]:
     cores = cores or len(os.sched_getaffinity(0))
     lines = []
     for result in results:
-        items, measured = result["items"], result["results"]
-        driver = result["facts"]["driver, microseconds of a core per item"] / 1e6
-        one = measured["1 node of 1 core"]
-        job = Job(one / items, driver, start_seconds=0.0, shard_seconds=0.25)
+        demands, there = result["demands"], result["at_driver"]
+        job = Job(
+            sum(demand for name, demand in demands.items() if name not in there),
+            DEALING + sum(demands[name] for name in there),
+            start_seconds=0.0,
+        )
+        said = ", ".join(f"{name} {demand * 1e3:.2f}" for name, demand in demands.items())
+        lines.append(f"{result['benchmark']}: milliseconds of a core per item: {said}")
         for nodes, who in ((1, "1 node of 1 core"), (2, "2 nodes of 1 core")):
-            machine = Machine(cores=1, shared=cores)
-            predicted = outlook(job, machine, nodes, items)
+            predicted = outlook(job, Machine(cores=1, shared=cores), nodes, result["items"])
+            measured = result["results"][who]
             lines.append(
-                f"{result['benchmark']}: {who}: predicted {predicted.seconds:.2f} s, measured {measured[who]:.2f} s "
-                f"({predicted.seconds / measured[who] - 1:+.1%}), bound by {predicted.bound}"
+                f"  {who}: predicted {predicted.seconds:.2f} s, measured {measured:.2f} s "
+                f"({predicted.seconds / measured - 1:+.1%}), bound by {predicted.bound}"
             )
     return lines
 
@@ -146,7 +152,7 @@ def main() -> None:
         parser.error("give at least one --demand STAGE=SECONDS; a report's busy / items is one")
     total = sum(float(part.partition("=")[2]) for part in arguments.demand)
     here = sum(float(part.partition("=")[2]) for part in arguments.driver)
-    job = Job(total, 60e-6 + here, arguments.bytes, arguments.start)
+    job = Job(total, DEALING + here, arguments.bytes, arguments.start)
     machine = Machine(arguments.cores, arguments.price)
     print(f"{'nodes':>6}{'documents/h':>14}{'hours':>9}{'cost':>9}  bound by")
     for count in map(int, arguments.nodes.split(",")):

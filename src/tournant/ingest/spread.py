@@ -139,10 +139,9 @@ def close_recall(there: NodeRecall) -> None:
 
 def first(options: IngestOptions) -> Callable[[FoundFile], None]:
     """Return what the first stage does with a file: load what will be needed, or on a node look whether all is there."""
-    preload = stages.Preload(needs_lance(options.index))
     if options.cluster is None:
-        return preload
-    preload.begin()
+        return stages.Preload(needs_lance(options.index))
+    # The store loads with the first write: Ray may still be starting processes, which LanceDB does not like to be there for.
     return Sees("semantic-text-splitter")
 
 

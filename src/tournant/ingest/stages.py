@@ -207,10 +207,6 @@ class Preload:
 
     def __call__(self, file: FoundFile) -> None:
         """Begin to load, once."""
-        self.begin()
-
-    def begin(self) -> None:
-        """Do the same without a file."""
         if self._wanted and self._thread is None:
             from tournant.ingest.indexes.lance import preload
 
