@@ -10,8 +10,8 @@ One machine of two cores, with Ray nodes as processes. Four questions, each besi
 The clusters come and go: first two nodes of one core, of which runs use one or both, then one node of two cores. A node of one
 core is held to that core by the system (its CPU affinity), with all that it starts; so is the local engine of one core. The driver may
 use both: on two machines it would have its own. So two nodes share the two cores with it, and one node does not; what the driver takes is printed.
-Timings are taken from the runs' recordings, from when every node has begun its first input to the last one's end, and scaled to
-all inputs, so neither side pays for starting workers. What starting costs is printed beside it.
+Timings are taken from the runs' recordings, from when every worker process has done its first input to the last one's end, and scaled to
+all inputs, so neither side pays for starting workers and loading models. What that costs is printed beside it.
 """
 
 import argparse
@@ -84,20 +84,18 @@ def _work(payload: bytes, value: int) -> int:
 
 
 def seconds(report: Any) -> float:
-    """What all inputs would take at the pace at which they went once every node had begun its first."""
+    """What all inputs would take at the pace at which they went once every worker process had done its first."""
     recording = report.recording
-    first: dict[str, float] = {}
-    ended, pieces = 0.0, []
-    for piece in recording.slices:
-        lane = recording.lanes[piece.lane]
-        if piece.stage < 0 or lane.kind == "loop":
-            continue
-        ended = max(ended, piece.ended)
-        if lane.group != "driver":
-            first.setdefault(lane.group, piece.began)
-            pieces.append(piece)
+    lanes = {n for n, lane in enumerate(recording.lanes) if lane.kind == "process"}
+    pieces = [piece for piece in recording.slices if piece.lane in lanes and piece.stage >= 0]
+    last = max(piece.stage for piece in pieces)
+    pieces = [piece for piece in pieces if piece.stage == last]
+    first: dict[int, float] = {}
+    for piece in pieces:
+        first[piece.lane] = min(first.get(piece.lane, piece.ended), piece.ended)
     began = max(first.values())
-    after = len({n for piece in pieces if piece.began >= began for n in piece.inputs})
+    ended = max(p.ended for p in recording.slices if recording.lanes[p.lane].kind != "loop")
+    after = len({n for piece in pieces if piece.ended > began for n in piece.inputs})
     return float((ended - began) * report.done / after)
 
 

@@ -242,4 +242,5 @@ def test_an_address_where_something_else_listens_is_refused_at_once(
             error = capsys.readouterr().err
             for part in (f"no Ray cluster at {address}", said, "ray start --head"):
                 assert part in error
+            assert not (tmp_path / "index").exists()
     answering.join()

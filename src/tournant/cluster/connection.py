@@ -6,6 +6,9 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tournant.cluster.errors import ClusterError, ClusterUnavailable
@@ -89,6 +92,22 @@ def disconnect(ray: Any) -> None:
         _users -= 1
         if _users == 0 and _ours:
             ray.shutdown()
+
+
+@contextmanager
+def joined(settings: Ray) -> Iterator[None]:
+    """Be in the cluster for a while, so that runs in it need not join, and what can't be joined is known before anything else is done.
+
+    Raises:
+        ClusterUnavailable: there is no cluster at the address, or it can't be joined.
+    """
+    # Not on the main thread, where Ray would take SIGTERM for itself.
+    with ThreadPoolExecutor(1, "tournant-cluster") as thread:
+        ray = thread.submit(connect, settings).result()
+        try:
+            yield
+        finally:
+            thread.submit(disconnect, ray).result()
 
 
 def _same(ray: Any, settings: Ray) -> None:

@@ -218,7 +218,7 @@ def run_ingest(
     chunking = ChunkSettings(options.chunk_size, options.chunk_overlap)
     model = make_embedder(options.embedder)
     settings = IndexSettings(model.name, model.dimensions, chunking.name)
-    with notes_of_cache() as notes:
+    with notes_of_cache() as notes, spread.joined(options.cluster):
         cache = None if options.cache is None else open_cache(options.cache)
         with open_index(options.index, settings, write=True) as index:
             index.remember_embedder(_lasting(options.embedder))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -48,6 +49,11 @@ def settings_for(cluster: object, driver_from: str) -> tn.cluster.Ray:
             f"cluster=Ray(driver_from={settings.driver_from!r}): an ingest writes at the driver by itself; leave it out"
         )
     return replace(settings, driver_from=driver_from)
+
+
+def joined(cluster: object) -> AbstractContextManager[None]:
+    """Be in the cluster before the index is opened: what can't be joined leaves no empty index, and Ray forks before LanceDB is there."""
+    return nullcontext() if cluster is None else tn.cluster.joined(tn.cluster.settings_of(cluster))
 
 
 class Sees:
@@ -141,7 +147,6 @@ def first(options: IngestOptions) -> Callable[[FoundFile], None]:
     """Return what the first stage does with a file: load what will be needed, or on a node look whether all is there."""
     if options.cluster is None:
         return stages.Preload(needs_lance(options.index))
-    # The store loads with the first write: Ray may still be starting processes, which LanceDB does not like to be there for.
     return Sees("semantic-text-splitter")
 
 
