@@ -326,9 +326,9 @@ def run(
     from benchmarks import simulate
 
     runs = runs or (1 if quick else 3)
-    items = items or (400 if quick else 4000)
+    items = items or (1200 if quick else 4000)
     jobs: list[Any] = [Numbers(items)]
-    jobs += [Ingest(corpus, 1000 if quick else None) for corpus in corpora]
+    jobs += [Ingest(corpus, 1500 if quick else None) for corpus in corpora]
     found = []
     for job in jobs:
         result = compare(job, runs)

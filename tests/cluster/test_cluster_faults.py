@@ -134,6 +134,45 @@ def test_a_driver_that_is_killed_repeats_only_what_was_not_acknowledged(ray, tmp
         assert ledger.counts().done == 600
 
 
+DRAINED = """
+import sys
+from pathlib import Path
+import cluster_samples as samples, tournant as tn
+from tournant.cli.signals import StopOnSignals
+with StopOnSignals(print) as stop:
+    report = tn.Pipeline(range(1_000_000)).for_each(samples.Sink(Path(sys.argv[2]), 0.003)).run(
+        cluster=tn.cluster.Ray(address=sys.argv[1]), on_start=stop.attach
+    )
+print(report.sourced, report.done + report.interrupted, report.done)
+"""
+
+
+def test_a_driver_that_gets_sigterm_drains(ray, tmp_path: Path, until):
+    """Ray has a handler of its own for it, which would abort the process."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRAINED, ray.address, str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert until(lambda: len(samples.log(tmp_path)) >= 20 or driver.poll() is not None, 60)
+        driver.send_signal(signal.SIGTERM)
+        said, wrong = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == 0, wrong
+    assert "Stopping: what is in flight is being finished" in said
+    sourced, accounted, done = map(int, said.split()[-3:])
+    assert sourced == accounted >= done == len(samples.written(tmp_path))
+
+
 def test_a_node_that_is_ten_times_slower_gets_less(ray, tmp_path: Path):
     results = tn.Pipeline(range(400)).map(samples.SlowOnOne(tmp_path)).collect(cluster=ray)
     assert sorted(value for value, _ in results) == list(range(400))

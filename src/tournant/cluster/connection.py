@@ -53,6 +53,8 @@ def load() -> Any:
     """
     # A library must not send statistics from its user's machine; whoever wants to sets this to 1.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own handler would print a stack and abort the process at SIGTERM, which is how a run is asked to drain.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     try:
         import ray
     except ImportError as error:
