@@ -1,4 +1,4 @@
-"""What ``on="auto"`` costs beside the better of threads and processes: `python -m benchmarks.auto [--quick] [--calm SECONDS]`.
+"""What ``on="auto"`` costs beside the better of threads and processes: `python -m benchmarks auto [--quick] [--calm SECONDS]`.
 
 Work that holds the interpreter lock (Python code) and work that releases it (zlib), in runs of 0.3, 2 and 8 seconds on one core; with
 worker processes to start ("cold") and with those of an earlier run at hand ("warm"). The three ways are interleaved. The figure is the
@@ -79,7 +79,7 @@ def compare(
 
 def main() -> int:
     """Run all of it; `--quick` leaves out the long runs and takes three rounds."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.auto", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks auto", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short and medium runs, three rounds")
     parser.add_argument("--calm", type=float, default=0.0, metavar="SECONDS")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a hit costs: `python -m benchmarks.cache [--quick]`.
+"""What a hit costs: `python -m benchmarks cache [--quick]`.
 
 A hit through `peek` beside a `dict.get`, a hit through `await get` beside awaiting a coroutine that returns at once. All run in loops
 of the same form. What is timed is one item.

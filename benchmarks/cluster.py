@@ -345,22 +345,20 @@ def run(
     return 0
 
 
-def main() -> None:
-    """Measure from the command line of this file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
+def main() -> int:
+    """Measure, and print a table and one line of JSON for each benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks cluster", description=__doc__)
     parser.add_argument("--items", type=int, help="numbers (default 4,000)")
     parser.add_argument("--runs", type=int, help="of each (default 3)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument(
         "--corpus", type=Path, action="append", default=[], help="a folder of documents"
     )
-    parser.add_argument("--json", type=Path, help="write the results, for benchmarks.simulate")
+    parser.add_argument("--json", type=Path, help="write the results, for benchmarks simulate")
     arguments = parser.parse_args()
     harness.print_machine()
-    sys.exit(
-        run(arguments.corpus, arguments.quick, arguments.runs, arguments.items, arguments.json)
-    )
+    return run(arguments.corpus, arguments.quick, arguments.runs, arguments.items, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Embeddings served to many clients: `python -m benchmarks.embeddings --onnx FOLDER [--quick]`.
+"""Embeddings served to many clients: `python -m benchmarks embeddings --onnx FOLDER [--quick]`.
 
 32 clients ask one server for one text at a time, questions of 4 to 20 words and passages of 30 to 130, on the machine's cores together with
 the server. Beside Tournant: the server that anybody writes first (an endpoint that calls the tokenizer and the session, unbatched, both as
@@ -185,7 +185,7 @@ def server(name: str):
 def main() -> int:
     """Run what the command line says."""
     global FOLDER
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks embeddings", description=__doc__)
     parser.add_argument("--onnx", required=True, help="a folder with model.onnx and tokenizer.json")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--offline", nargs=2, type=int, help=argparse.SUPPRESS)

@@ -1,12 +1,12 @@
-"""The index in PostgreSQL beside the one in LanceDB: `python -m benchmarks.pgvector --corpus DIR [--chunks N] [--url URL]`.
+"""The index in PostgreSQL beside the one in LanceDB: `python -m benchmarks pgvector --corpus DIR [--chunks N] [--url URL]`.
 
 Both take the very same chunks, in the same commits, through the same interface: chunks of real documents, embedded by the static model
 (256 dimensions). What is searched for are words out of chunks of the same documents that are not in the index, embedded by the same
 model. Recall is against an exact search with numpy over all vectors.
 
 Without a URL, PostgreSQL is the one that the tests start (its settings are its defaults but for those listed), on the same machine and
-the same cores. The search structures are built when a writer closes, and what that takes has a row of its own:
-it is part of no other.
+the same cores. The search structures are built when a writer closes. What that takes has a table of its own and is not in the first one;
+the third has both together.
 """
 
 import argparse
@@ -152,6 +152,7 @@ def run(folders: list[Path], chunks: int, url: str | None, rounds: int) -> list[
     }
     ingest = Result("replace", "chunks/s", facts=facts, higher_is_better=True)
     build = Result("build structures / upkeep at the end", "s")
+    whole = Result("replace and build together", "chunks/s", higher_is_better=True)
     again = Result(
         "replace a hundredth of the documents, changed", "chunks/s", higher_is_better=True
     )
@@ -175,7 +176,9 @@ def run(folders: list[Path], chunks: int, url: str | None, rounds: int) -> list[
                 ingest.values.setdefault(name, []).append(total / took)
                 begin = time.perf_counter()
                 index.optimize()
-                build.values.setdefault(name, []).append(time.perf_counter() - begin)
+                built = time.perf_counter() - begin
+                build.values.setdefault(name, []).append(built)
+                whole.values.setdefault(name, []).append(total / (took + built))
                 index.close()
             for name, opener in openers.items():
                 with opener() as index:
@@ -186,7 +189,7 @@ def run(folders: list[Path], chunks: int, url: str | None, rounds: int) -> list[
                         result.facts[f"p95, {name}"] = f"{p95:.2f} ms"
                         if mode == "vector":
                             share = recall(taken, queries, found)
-                            result.facts[f"recall@{K}, {name}"] = f"{share:.4f}"
+                            result.facts[f"recall@{K}, {name} (target > 0.95)"] = f"{share:.4f}"
                     result.facts["bytes, " + name] = f"{index.size_bytes():,}"
             for name, opener in openers.items():
                 with opener(write=True) as index:
@@ -197,7 +200,7 @@ def run(folders: list[Path], chunks: int, url: str | None, rounds: int) -> list[
                     count = sum(len(document.chunks) for document in some)
                     took = time.perf_counter() - begin
                     again.values.setdefault(name, []).append(count / took)
-    return [ingest, build, again, *times.values()]
+    return [ingest, build, whole, again, *times.values()]
 
 
 def _changed(document: Any) -> Any:
@@ -215,7 +218,7 @@ def _changed(document: Any) -> Any:
 
 def main() -> int:
     """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pgvector", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks pgvector", description=__doc__)
     parser.add_argument("--corpus", type=Path, action="append", required=True)
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--url", help="a database, with index=bench in it; made and left there")

@@ -1,11 +1,11 @@
-"""How many nodes a job needs: `python -m benchmarks.simulate --demand read=0.004 --demand embed=0.030 --nodes 1,2,4,8`.
+"""How many nodes a job needs: `python -m benchmarks simulate --demand read=0.004 --demand embed=0.030 --nodes 1,2,4,8`.
 
 From measured demands (seconds of a core per document, by stage, and bytes per document) it tells documents per hour and cost for
 N nodes, by the utilisation law: no resource can be used for more than all of the time. There are three resources: the
 cores of the nodes, the cores of the driver (dealing, the ledger, a writer that stays there), and the network into the
 driver. The slowest of them is the bound; starting Ray and the actors, and the last shard's tail, are added once.
 
-`--check FILE` takes what `benchmarks.cluster --json` measured: from the demands of each stage in the local run, the runs of one and two nodes
+`--check FILE` takes what `benchmarks cluster --json` measured: from the demands of each stage in the local run, the runs of one and two nodes
 are predicted and compared. There nodes and driver share one machine, whose cores are one more resource.
 """
 
@@ -127,7 +127,7 @@ def check(results: list[dict[str, Any]], cores: int | None = None) -> list[str]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.simulate",
+        prog="python -m benchmarks simulate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="of a node")
     parser.add_argument("--price", type=float, default=0.10, help="of a node in an hour")
     parser.add_argument("--start", type=float, default=5.0, help="seconds until nodes work")
-    parser.add_argument("--check", type=Path, help="what benchmarks.cluster --json wrote")
+    parser.add_argument("--check", type=Path, help="what benchmarks cluster --json wrote")
     arguments = parser.parse_args()
     if arguments.check is not None:
         print("\n".join(check(json.loads(arguments.check.read_text()))))

@@ -1,8 +1,9 @@
 """The timeline of a large ingest: how large its file is, how soon it shows, and how smoothly it moves.
 
-    python -m benchmarks.timeline [--documents 10000] [--slices 100000] [--seconds 4]
+    python -m benchmarks timeline [--documents 10000] [--slices 100000] [--seconds 4]
+    python -m benchmarks timeline --trace run.json.gz
 
-The recording is made up (`tests/observe/timeline_samples.py`), so nothing but the timeline is measured. The browser is the machine's Chromium
+The recording is made up (`tests/observe/timeline_samples.py`), or what ``tournant ingest --trace FILE`` wrote; nothing but the timeline is measured. The browser is the machine's Chromium
 without a window and without a graphics card: every pixel is painted by the CPU. Frames are counted in the page, by `requestAnimationFrame`,
 while wheel events pan the picture; a frame counts when it comes, so one that is painted too late counts as late.
 """
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Result
 
@@ -58,15 +60,10 @@ ZOOM = """
 DEPTHS = {"half of the run": 2, "a twentieth": 6, "a few hundred slices": 11}
 
 
-def main(
-    documents: int = 10_000, slices: int = 100_000, seconds: float = 4.0, runs: int = 3
-) -> int:
-    """Write the file, open it in Chromium `runs` times, pan at three depths; print the figures."""
-    from timeline_samples import ingest
-
+def measure(recording: Any, seconds: float = 4.0, runs: int = 3) -> None:
+    """Write the file of a recording, open it in Chromium `runs` times, pan at three depths; print the figures."""
     from tournant.observe.timeline import save_timeline
 
-    recording = ingest(documents, slices)
     sizes = Result("timeline_size", "MB", targets={"file": "below 10"})
     opened = Result("timeline_open", "s", targets={"open": "below 2"})
     frames = Result(
@@ -88,7 +85,6 @@ def main(
     for result in (sizes, opened, frames):
         if result.values:
             result.print()
-    return 0
 
 
 def _browse(
@@ -123,13 +119,30 @@ def _browse(
     frames.facts["p95 between frames, ms"] = {name: round(gap, 1) for name, gap in worst.items()}
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Measure what the command line says."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks timeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--documents", type=int, default=10_000)
-    parser.add_argument("--slices", type=int, default=100_000)
+    parser.add_argument("--trace", type=Path, help="a recorded run; by default one is made up")
+    parser.add_argument("--documents", type=int, default=10_000, help="of the one made up")
+    parser.add_argument("--slices", type=int, default=100_000, help="of the one made up")
     parser.add_argument("--seconds", type=float, default=4.0, help="panning, in all, per opening")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    sys.exit(main(arguments.documents, arguments.slices, arguments.seconds, arguments.runs))
+    if arguments.trace is not None:
+        from tournant.observe.trace import load_trace
+
+        recording = load_trace(arguments.trace)
+    else:
+        from timeline_samples import ingest
+
+        recording = ingest(arguments.documents, arguments.slices)
+    measure(recording, arguments.seconds, arguments.runs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

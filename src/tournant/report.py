@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from tournant.observe.events import Events
     from tournant.observe.recording import Recording
 
+#: The share of its capacity that a stage has to use to be called the bottleneck.
+BOTTLENECK = 0.7
+_NAME_AT_MOST = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -161,12 +165,13 @@ class Report:
         stages: one `StageReport` per stage.
         duration: seconds from start to end.
         cores: the slots of the pool that the run's CPU stages shared.
-        bottleneck: the stage with the highest occupancy, of its concurrency or its rate, or ``None`` when nothing ran.
-        utilisation: the share of the bottleneck's capacity that was used, 0 to 1; where CPU stages
+        busiest: the stage with the highest occupancy, of its concurrency or its rate, or ``None`` when nothing ran.
+        utilisation: the share of the busiest stage's capacity that was used, 0 to 1; where CPU stages
             share the cores this is the share of all cores, and where it is a rate, the share of the run in which calls
             waited for it.
+        bottleneck: the busiest stage where it used at least 70 % of its capacity; otherwise ``None``.
         ceiling: inputs per second that the measured demands allow at full use of the bottleneck, by the utilisation law
-            (Denning and Buzen, 1978).
+            (Denning and Buzen, 1978); ``None`` without a bottleneck.
         warnings: what looked wrong, each with its mend.
         events: the buffers that `recording` is made from; ``None`` where ``TOURNANT_EVENTS=0`` has switched them off.
         findings: what the guards found, each with file, line and stage; their sentences are among the warnings.
@@ -183,8 +188,9 @@ class Report:
     stages: tuple[StageReport, ...] = ()
     duration: float = 0.0
     cores: int = 1
-    bottleneck: str | None = None
+    busiest: str | None = None
     utilisation: float = 0.0
+    bottleneck: str | None = None
     ceiling: float | None = None
     warnings: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -240,7 +246,7 @@ class Report:
         ]  # fmt: skip
         rows += [
             (
-                stage.name,
+                labelled(stage.name),
                 stage.on,
                 f"{stage.items_in:,}",
                 f"{stage.items_out:,}",
@@ -264,18 +270,23 @@ class Report:
             cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
             lines.append("  " + "  ".join(cells).rstrip())
         if self.bottleneck is not None:
-            ceiling = f", ceiling {self.ceiling:,.1f} inputs/s" if self.ceiling else ""
-            lines.append(f"bottleneck: {self.bottleneck} at {self.utilisation:.0%}{ceiling}")
+            ceiling = f", ceiling {paced(self.ceiling)}" if self.ceiling else ""
+            lines.append(
+                f"bottleneck: {labelled(self.bottleneck)} at {self.utilisation:.0%}{ceiling}"
+            )
+        elif self.busiest is not None:
+            lines.append(
+                f"busiest: {labelled(self.busiest)} at {self.utilisation:.0%} of its capacity"
+            )
         for stage in self.stages:
             if stage.limits:
                 much = "mostly " if stage.rate_share >= 0.5 else ""
-                waited = f"stage {stage.name} waited {much}for its rate {stage.rate_share:.0%} of the run"
-                lines.append(
-                    f"{waited if stage.rate_share else f'stage {stage.name}'}: {stage.limits}"
-                )
+                name = labelled(stage.name)
+                waited = f"stage {name} waited {much}for its rate {stage.rate_share:.0%} of the run"
+                lines.append(f"{waited if stage.rate_share else f'stage {name}'}: {stage.limits}")
         shown = self.failures[:10]
         lines += [
-            f"failed: {short(f.key)} in {f.stage} after {f.attempts} attempt(s): "
+            f"failed: {short(f.key)} in {labelled(f.stage)} after {f.attempts} attempt(s): "
             f"{type(f.error).__name__}: {short(str(f.error), 200)}"
             for f in shown
         ]
@@ -285,6 +296,21 @@ class Report:
             )
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+
+def paced(rate: float) -> str:
+    """Return inputs per second as people write them: ``104.2 inputs/s``, ``12.0 inputs/h``."""
+    for seconds, unit in ((1, "s"), (60, "min")):
+        if rate * seconds >= 1:
+            return f"{rate * seconds:,.1f} inputs/{unit}"
+    return f"{rate * 3600:,.1f} inputs/h"
+
+
+def labelled(name: str) -> str:
+    """Return a name as a table or a sentence can hold it: at most 40 letters."""
+    if len(name) <= _NAME_AT_MOST:
+        return name
+    return f"{name[: _NAME_AT_MOST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _seconds(value: float) -> str:

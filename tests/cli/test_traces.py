@@ -94,11 +94,15 @@ def test_where_nothing_ran_nothing_is_written(ran: Any, capsys: pytest.CaptureFi
     assert not os.path.exists("run.json")
 
 
-@pytest.mark.parametrize("name", ["nowhere/run.json", "folder"])
+@pytest.mark.parametrize(
+    "name", ["nowhere/run.json", "folder", "", "x" * 300, "there.json/run.json"]
+)
 def test_what_could_not_be_written_is_refused_before_the_run(
     ran: Any, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     os.mkdir("folder")
+    with open("there.json", "w", encoding="ascii"):
+        pass
     assert main([*INGEST, name]) == 1
     assert f"--trace {name}" in capsys.readouterr().err
     assert ran.options is None

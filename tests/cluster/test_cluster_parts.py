@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import pickle
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -169,6 +170,18 @@ def test_recordings_become_one_on_one_clock_with_a_group_of_lanes_each():
     assert [(mark.at, mark.lane) for mark in whole.marks] == [(1.5, 0), (2.0, 2), (2.5, 1)]
     assert [counter.group for counter in whole.counters] == ["driver", "n1", "n2"]
     assert pickle.loads(pickle.dumps(whole)) == whole
+
+
+def test_a_stage_of_several_nodes_is_one_however_much_each_of_them_computed():
+    def node(computing):
+        there = recording(100.0, "x")
+        stages = tuple(stage._replace(computing=computing) for stage in there.stages)
+        return replace(there, stages=stages)
+
+    parts = [("n1", node(0.25), {0: 5}), ("n2", node(0.75), {0: 6}), ("n3", node(None), {0: 7})]
+    whole = adding.add_recordings(parts)
+    assert [(stage.name, stage.computing) for stage in whole.stages] == [("a", 0.5), ("x", 0.5)]
+    assert {one.stage for one in whole.slices} == {1}
 
 
 # Leases.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -328,6 +329,25 @@ def test_snapshot_and_report_tell_the_limits(clock: VirtualClock) -> None:
     text = str(report)
     assert "stage slow waited mostly for its rate 100% of the run: requests 600/min" in text
     assert report.as_dict()["stages"][1]["limits"] == stage.limits
+
+
+@pytest.mark.parametrize("on", ["loop", "threads"])
+def test_the_report_tells_how_many_calls_an_adaptive_let_go_and_not_that_none_is_left(
+    on: str,
+) -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def threads(item: int) -> None:
+        together.wait()
+
+    async def loop(item: int) -> None:
+        await asyncio.to_thread(together.wait)
+
+    options = {"on": on, "blocking": True} if on == "threads" else {}
+    given = {"loop": loop, "threads": threads}[on]
+    pipeline = tn.Pipeline(range(12)).map(given, concurrency=Adaptive(1, 3, start=3), **options)
+    (stage,) = pipeline.run().stages
+    assert stage.limits.startswith("up to 3 at once, limit 3 in the end (")
 
 
 def test_a_rate_that_is_the_bottleneck_is_the_ceiling(clock: VirtualClock) -> None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import weakref
 from dataclasses import FrozenInstanceError
 from functools import partial
@@ -41,6 +42,11 @@ def pid_of(_value):
 
 def thread_of(_value):
     return threading.current_thread().name
+
+
+def sleepy(value):
+    time.sleep(0.005)
+    return value
 
 
 def spin(value):
@@ -391,6 +397,72 @@ def test_cancelling_a_run_shows_what_its_threads_were_at():
     assert CANCELLED in {one.outcome for one in recording.slices}
 
 
+@pytest.mark.parametrize("on", ["threads", "processes"])
+def test_how_much_of_their_time_workers_compute_is_measured(on):
+    report = tn.Pipeline(range(20)).map(sleepy, on=on).batch(1).unbatch().map(spin, on=on).run()
+    recording = check_recording(report)
+    waits, _, _, computes = (stage.computing for stage in recording.stages)
+    assert 0 <= waits < 0.15
+    assert waits < computes <= 1
+
+
+@pytest.mark.parametrize("barrier", ["gather", "ordered", "batch"])
+def test_what_is_held_when_a_run_is_stopped_is_shown_as_given_up(barrier):
+    runs: list[tn.Watched] = []
+    arriving = 11 if barrier == "gather" else 12
+
+    async def first_never(value):
+        if value == 0:
+            while runs[0].snapshot().stages[-1].items_in < arriving:
+                await asyncio.sleep(0.001)
+            runs[0].cancel()
+            await asyncio.Event().wait()
+        return [value, value]
+
+    pipeline = tn.Pipeline(range(7)).map(first_never, concurrency=10).flat_map(list, on="loop")
+    expected = 12
+    if barrier == "gather":
+        missing = [2]
+
+        async def all_but_one(value):
+            if value in missing:
+                missing.remove(value)
+                await asyncio.Event().wait()
+            return value
+
+        # Of one input only one of two children comes.
+        pipeline = pipeline.map(all_but_one, concurrency=20).gather()
+        expected = 1
+    elif barrier == "ordered":
+        pipeline = pipeline.ordered()
+    else:
+        pipeline = pipeline.batch(100)
+    pipeline.run(on_start=runs.append)
+    assert runs[0].report is not None
+    recording = check_recording(runs[0].report)
+    number = len(recording.stages) - 1
+    held = [one for one in recording.slices if one.stage == number and one.outcome == CANCELLED]
+    assert sum(one.items for one in held) == expected
+    assert all(one.ended > one.began for one in held)
+
+
+def test_of_a_run_that_overwrites_its_events_no_input_is_taken_for_unfinished(monkeypatch):
+    monkeypatch.setenv("TOURNANT_EVENTS", "100")
+    ended = []
+
+    async def first_last(value):
+        while value == 0 and len(ended) < 1999:
+            await asyncio.sleep(0.001)
+        ended.append(value)
+
+    report = tn.Pipeline(range(2000)).for_each(first_last, concurrency=8).run()
+    assert report.done == 2000
+    recording = report.recording
+    assert recording.lost
+    assert {span.outcome for span in recording.inputs.values()} == {"done"}
+    assert 0 in recording.inputs, "what ends last is kept, however early it began"
+
+
 def test_a_stream_that_is_left_early_has_a_recording():
     async def main():
         async with tn.Pipeline(range(500)).map(aself, concurrency=2).open() as run:
@@ -503,7 +575,8 @@ def test_the_rings_are_bounded_and_say_what_they_lost(monkeypatch):
         assert 0 < sum(one.items for one in recording.slices if one.stage == number) < stage.items_in  # fmt: skip
     assert recording.lost > 5 * 4000
     assert 0 < len(recording.inputs) < 5000
-    assert max(recording.inputs) == 4999
+    assert {life.outcome for life in recording.inputs.values()} == {"done"}
+    assert max(recording.inputs) > 4000, "those that ended last are kept, not those that came last"
 
 
 def test_it_can_be_switched_off(monkeypatch):

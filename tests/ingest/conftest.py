@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,3 +40,11 @@ def new_index_url(postgres: Server) -> Callable[[], str]:
 def pg_url(new_index_url: Callable[[], str]) -> str:
     """The URL of an index that isn't there yet."""
     return new_index_url()
+
+
+@pytest.fixture
+def as_from_scratch(tmp_path: Path) -> Callable[[str, Path], None]:
+    """Compares an index in PostgreSQL with what a LanceDB index has of the same documents."""
+    from postgres_samples import assert_as_from_scratch
+
+    return partial(assert_as_from_scratch, room=tmp_path)

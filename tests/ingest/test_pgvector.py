@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import re
+import string
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -162,6 +167,42 @@ class TestReaching:
         assert "secret" not in index.directory
         assert open_pg(url).counts() == Counts(1, 1)
 
+    def test_the_password_may_come_from_a_file_or_a_service(
+        self,
+        postgres: Server,
+        pg_url: str,
+        tmp_path: Path,
+        open_pg: Callable[..., PgvectorIndex],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        password = "secret of the superuser"
+        passfile = tmp_path / "pass word"
+        passfile.write_text(f"127.0.0.1:{postgres.port}:*:postgres:{password}\n")
+        passfile.chmod(0o600)
+        services = tmp_path / "services"
+        services.write_text(
+            f"[kitchen]\nhost=127.0.0.1\nport={postgres.port}\nuser=postgres\ndbname=postgres\npassword={password}\n"
+        )
+        monkeypatch.setenv("PGSERVICEFILE", str(services))
+        place, name = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres", name_of(pg_url)
+        for url in (
+            f"{place}?passfile={quote(str(passfile))}&index={name}",
+            f"postgresql://?service=kitchen&index={name}",
+        ):
+            index = open_pg(url, SETTINGS, write=True)
+            index.replace([embedded("/a", ["x"])])
+            assert index.counts() == Counts(1, 1)
+            assert "secret" not in index.directory
+        assert "refuses this user and password" in self.refused(f"{place}?index={name}")
+
+    def test_an_encrypted_connection_that_is_not_to_be_had(
+        self, postgres: Server, pg_url: str
+    ) -> None:
+        url = postgres.tcp("postgres", "the%20wrong%20one", name_of(pg_url))
+        for parameter in ("sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere.crt"):
+            message = self.refused(f"{url}&{parameter}")
+            assert "the encrypted connection failed; see sslmode and sslrootcert" in message
+
     @pytest.fixture
     def plain_user(self, postgres: Server) -> Iterator[str]:
         """A database that has no pgvector yet, and a user who may make schemas in it but no extensions."""
@@ -204,6 +245,24 @@ class TestReaching:
 
         monkeypatch.setattr(schema, "_OLDEST_EXTENSION", (99, 0))
         assert "ALTER EXTENSION vector UPDATE" in self.refused(pg_url)
+
+    def test_an_old_server(self, pg_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from tournant.ingest.indexes.pgvector import schema
+
+        monkeypatch.setattr(schema, "_OLDEST_SERVER", 99)
+        assert re.search(
+            r"the database is PostgreSQL \d\d, and 99 or later is needed; upgrade it",
+            self.refused(pg_url),
+        )
+
+    def test_a_database_that_cannot_hold_every_text(self, postgres: Server, pg_url: str) -> None:
+        query(postgres, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        message = self.refused(postgres.url(name_of(pg_url), "latin"))
+        assert (
+            "the database 'latin' has the encoding LATIN1, which can't hold every text" in message
+        )
+        assert "make one with `createdb --encoding UTF8" in message
+        query(postgres, "DROP DATABASE latin WITH (FORCE)")
 
     def test_more_dimensions_than_pgvector_holds(self, pg_url: str) -> None:
         from tournant.ingest.indexes.pgvector.index import PgvectorIndex
@@ -335,6 +394,35 @@ class TestTables:
         with pytest.raises(ValueError, match="NUL in its name"):
             index.replace([embedded("/a\0b", ["x"])])
 
+    @pytest.mark.parametrize("where", ["environment", "URL"])
+    def test_texts_are_utf_8_whatever_the_client_is_set_to(
+        self,
+        pg_url: str,
+        open_pg: Callable[..., PgvectorIndex],
+        monkeypatch: pytest.MonkeyPatch,
+        where: str,
+    ) -> None:
+        url = pg_url
+        if where == "environment":
+            monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+        else:
+            url += "&client_encoding=LATIN1"
+        open_pg(url, SETTINGS, write=True).replace([embedded("/é", ["naïve café 😀"])])
+        monkeypatch.undo()
+        (hit,) = open_pg(pg_url).search("café", None, 3, "text")
+        assert (hit.source, hit.text) == ("/é", "naïve café 😀")
+
+    def test_a_path_that_is_too_long_for_its_tables_is_said(
+        self, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        index = open_pg(pg_url, SETTINGS, write=True)
+        chance = random.Random(1)
+        odd = "".join(chance.choices(string.ascii_letters, k=4_000))
+        with pytest.raises(IndexWriteFailed, match="the path of a document may take about 2,700"):
+            index.replace([embedded("/" + odd, ["x"])])
+        index.replace([embedded("/" + 4_000 * "a", ["x"]), embedded("/" + odd[:2_600], ["x"])])
+        assert len(index.sources()) == 2
+
     def test_vectors_that_are_no_numbers_are_refused(
         self, pg_url: str, open_pg: Callable[..., PgvectorIndex]
     ) -> None:
@@ -353,6 +441,33 @@ class TestTables:
         index.replace([embedded("/a", [long])])
         assert index.search("apple", None, 1, "text")[0].text == long
 
+    def test_texts_that_are_hard_to_cut_into_words(
+        self, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        """PostgreSQL refuses a tsvector of more than a megabyte, and leaves out words of more than two kilobytes."""
+        chance = random.Random(2)
+
+        def word(length: int, first: int = ord("a"), letters: int = 26) -> str:
+            return "".join(chr(first + chance.randrange(letters)) for _ in range(length))
+
+        texts = [
+            "apple " + word(3_000),
+            "apple " + word(90_000) + " pie",
+            # A compound counts as a whole and again in its parts; four bytes a letter.
+            "apple " + " ".join(f"{word(400, 0x10428, 40)}-{word(400, 0x10428, 40)}" for _ in range(125)),
+            "apple " + " ".join(f"{word(3, 0x10428, 40)}-{word(3, 0x10428, 40)}" for _ in range(12_000)),
+            "apple " + " ".join(f"http://{word(20)}.com/{word(30)}" for _ in range(1_600)),
+            "apple " + " ".join("/" + "/".join(word(3) for _ in range(500)) for _ in range(50)),
+            "apple " + "".join(map(chr, chance.choices(range(1, 0xD800), k=90_000))),
+        ]  # fmt: skip
+        index = open_pg(pg_url, SETTINGS, write=True, fewest=1)
+        index.replace([embedded(f"/{n}", [text]) for n, text in enumerate(texts)])
+        index.optimize()
+        hits = index.search("apple", None, 100, "text")
+        assert {hit.source: hit.text for hit in hits} == {
+            f"/{n}": text for n, text in enumerate(texts)
+        }
+
     def test_an_index_that_is_made_anew_is_noticed(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
     ) -> None:
@@ -366,6 +481,44 @@ class TestTables:
         with pytest.raises(IndexMismatch, match="was built anew"):
             reader.search("apple", unit(0))
 
+    def test_a_writer_leaves_an_index_alone_that_was_made_anew(
+        self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        """Vectors of its embedder would lie among those of another one."""
+        writer = open_pg(pg_url, SETTINGS, write=True)
+        writer.replace([embedded("/a", ["apple"])])
+        query(postgres, f"DROP SCHEMA {name_of(pg_url)} CASCADE")
+        other = IndexSettings("another embedder", DIMENSIONS, "a chunker")
+        index = open_pg(pg_url, other, write=True)
+        index.replace([embedded("/b", ["apple"])])
+        with pytest.raises(IndexMismatch, match="was built anew since it was opened here"):
+            writer.replace([embedded("/a", ["apple"])])
+        assert index.sources() == {"/b"}
+
+    def test_whoever_may_only_read_can_search(
+        self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
+    ) -> None:
+        with open_pg(pg_url, SETTINGS, write=True, fewest=1) as writer:
+            writer.replace([embedded("/a", ["apple"])])
+            writer.remember_embedder("static")
+        name = name_of(pg_url)
+        query(postgres, "CREATE ROLE reader LOGIN")
+        try:
+            url = pg_url.replace("postgres@", "reader@")
+            with pytest.raises(SearchFailed, match=r"its user lacks a right .*; grant it"):
+                open_pg(url)
+            query(postgres, f"GRANT USAGE ON SCHEMA {name} TO reader")
+            query(postgres, f"GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO reader")
+            reader = open_pg(url)
+            for mode in ("vector", "text", "hybrid"):
+                assert [hit.source for hit in reader.search("apple", unit(0), 3, mode)] == ["/a"]
+            assert (reader.recall_embedder(), reader.counts()) == ("static", Counts(1, 1))
+            with pytest.raises(IndexWriteFailed, match="its user lacks a right"):
+                open_pg(url, write=True).replace([embedded("/b", ["x"])])
+        finally:
+            query(postgres, "DROP OWNED BY reader")
+            query(postgres, "DROP ROLE reader")
+
     def test_someone_who_writes_is_seen(
         self, pg_url: str, open_pg: Callable[..., PgvectorIndex], until: Callable[..., bool]
     ) -> None:
@@ -377,6 +530,8 @@ class TestTables:
 
 class TestStructures:
     CLUSTERS = 40
+    #: So few rows are otherwise looked at one by one.
+    BY_STRUCTURE = "&options=-cenable_seqscan%3Doff"
 
     @pytest.fixture
     def vectors(self) -> np.ndarray:
@@ -406,6 +561,15 @@ class TestStructures:
         )
         return dict(rows)
 
+    def uses(self, postgres: Server, url: str) -> int:
+        """How many scans of the vectors' structure the server has counted so far."""
+        (row,) = query(
+            postgres,
+            "SELECT idx_scan FROM pg_stat_all_indexes WHERE indexrelname = 'chunks_vector' AND schemaname = %s",
+            name_of(url),
+        )
+        return int(row[0])
+
     def test_they_are_built_when_a_writer_of_enough_closes(
         self,
         postgres: Server,
@@ -431,6 +595,7 @@ class TestStructures:
         postgres: Server,
         pg_url: str,
         open_pg: Callable[..., PgvectorIndex],
+        until: Callable[..., bool],
         vectors: np.ndarray,
     ) -> None:
         index = open_pg(pg_url, IndexSettings("e", 32, "c"), write=True, fewest=1_000)
@@ -438,25 +603,22 @@ class TestStructures:
         queries = vectors[::20] + 0.1 * unit(3, 32)
         exact = [{hit.text for hit in index.search("", query, 10, "vector")} for query in queries]
         index.optimize()
-        found = [{hit.text for hit in index.search("", query, 10, "vector")} for query in queries]
-        used = query(
-            postgres,
-            "SELECT idx_scan FROM pg_stat_all_indexes WHERE indexrelname = 'chunks_vector' AND schemaname = %s",
-            name_of(pg_url),
-        )
+        reader = open_pg(pg_url + self.BY_STRUCTURE)
+        found = [{hit.text for hit in reader.search("", query, 10, "vector")} for query in queries]
         recall = sum(len(a & b) for a, b in zip(exact, found, strict=True)) / (10 * len(queries))
         assert recall > 0.95
-        assert used
         # Half of what lies nearest is deleted; what is found instead is as many.
-        near = {hit.source for hit in index.search("", queries[0], 200, "vector")}
+        near = {hit.source for hit in reader.search("", queries[0], 200, "vector")}
         assert len(near) > 10
         index.remove(near)
-        assert len(index.search("", queries[0], 100, "vector")) == 100
-        assert not {hit.source for hit in index.search("", queries[0], 100, "vector")} & near
+        assert len(reader.search("", queries[0], 100, "vector")) == 100
+        assert not {hit.source for hit in reader.search("", queries[0], 100, "vector")} & near
         # What comes after they were built is found as well, more of it than HNSW keeps candidates, too.
         self.fill(index, vectors)
-        assert len(index.search("number1999", queries[0], 300)) == 300
-        assert index.search("number1999", None, 3, "text")[0].text == "chunk number1999"
+        assert len(reader.search("number1999", queries[0], 300)) == 300
+        assert reader.search("number1999", None, 3, "text")[0].text == "chunk number1999"
+        reader.close()
+        assert until(lambda: self.uses(postgres, pg_url) > len(queries))
 
     def test_one_that_was_left_half_built_is_built_again(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
@@ -476,11 +638,38 @@ class TestStructures:
     def test_vectors_that_are_too_long_for_hnsw_are_searched_one_by_one(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]
     ) -> None:
-        index = open_pg(pg_url, IndexSettings("e", 3_000, "c"), write=True, fewest=1)
-        index.replace([embedded(f"/{n}", ["apple"], n, 3_000) for n in range(5)])
+        index = open_pg(pg_url, IndexSettings("e", 5_000, "c"), write=True, fewest=1)
+        index.replace([embedded(f"/{n}", ["apple"], n, 5_000) for n in range(5)])
         index.close()
         assert self.structures(postgres, pg_url) == {"chunks_words": True}
-        assert open_pg(pg_url).search("", unit(3, 3_000), 1, "vector")[0].source == "/3"
+        assert open_pg(pg_url).search("", unit(3, 5_000), 1, "vector")[0].source == "/3"
+
+    @pytest.mark.parametrize("dimensions", [2_000, 2_001, 4_000])
+    def test_long_vectors_are_found_by_a_structure_and_ranked_as_they_are(
+        self,
+        postgres: Server,
+        pg_url: str,
+        open_pg: Callable[..., PgvectorIndex],
+        until: Callable[..., bool],
+        dimensions: int,
+    ) -> None:
+        index = open_pg(pg_url, IndexSettings("e", dimensions, "c"), write=True, fewest=1)
+        index.replace([embedded(f"/{n}", ["apple"], n, dimensions) for n in range(60)])
+        query_vector = 2 * unit(3, dimensions) + unit(4, dimensions)
+        exact = index.search("", query_vector, 60, "vector")
+        scores = [float(unit(int(hit.source[1:]), dimensions) @ query_vector) for hit in exact]
+        assert len(exact) == 60
+        assert [hit.score for hit in exact] == pytest.approx(scores, abs=1e-5)
+        assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+        index.close()
+        assert self.structures(postgres, pg_url) == {"chunks_words": True, "chunks_vector": True}
+        reader = open_pg(pg_url + self.BY_STRUCTURE)
+        for mode in ("vector", "hybrid"):
+            hits = reader.search("", query_vector, 5, mode)
+            assert [hit.source for hit in hits[:2]] == [hit.source for hit in exact[:2]]
+            assert len(hits) == 5
+        reader.close()
+        assert until(lambda: self.uses(postgres, pg_url) > 0)
 
     def test_someone_else_who_builds_is_not_waited_for(
         self, postgres: Server, pg_url: str, open_pg: Callable[..., PgvectorIndex]

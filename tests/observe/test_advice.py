@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trace_samples import ingest
 
@@ -106,6 +106,44 @@ def test_several_cpu_stages_share_the_cores() -> None:
     assert sentence.startswith("the CPU stages are the bottleneck at 75% of two cores, parse first (parse 60%, embed 40% of it)")  # fmt: skip
     assert said(made(stages, both(0.07, 0.01)))[1].startswith("parse is the bottleneck at 80% of")
     assert said(made(stages, both(0.045, 0.005)))[0] == "none"
+
+
+# waiting
+
+
+def test_workers_that_wait_want_company_and_no_cores() -> None:
+    def waiting(on: str, computing: float | None, cores: int = 2) -> tuple[str, str]:
+        return said(made((Stage("fetch", on, computing),), full(0.97, cores), cores=cores))
+
+    for on in ("threads", "processes"):
+        kind, sentence = waiting(on, 0.01)
+        assert kind == "waiting"
+        assert sentence.startswith("fetch is the bottleneck: it holds its places on two cores for 97% of the run and computes for 1% of that")  # fmt: skip
+        assert "more of its calls at once help" in sentence
+        assert sentence.endswith("more cores do not")
+        assert waiting(on, 0.6)[0] == waiting(on, None)[0] == "cores"
+    # Eight threads behind the interpreter lock compute an eighth of their time each, and one core's worth together.
+    assert waiting("threads", 0.125, cores=8)[0] == "cores"
+    assert waiting("processes", 0.125, cores=8)[0] == "waiting"
+
+
+def test_how_much_of_the_cores_in_use_is_cpu_time_is_said_where_it_is_little() -> None:
+    def line(computing: float | None) -> str:
+        (found,) = (
+            text
+            for text in advise(made((Stage("fetch", "threads", computing),), full())).lines
+            if text.startswith("cores:")
+        )
+        return found
+
+    assert line(0.02) == "cores: 1.94 of 2 in use on average (2% of that is CPU time)"
+    assert line(0.9) == line(None) == "cores: 1.94 of 2 in use on average"
+
+
+def test_threads_that_only_wait_use_no_cores() -> None:
+    recording = made((Stage("fetch", "threads"),), full(0.97, 8))
+    waiting = tuple(lane._replace(name=f"blocking {lane.name}") for lane in recording.lanes)
+    assert advise(dataclasses.replace(recording, lanes=waiting)).cores_used == 0
 
 
 # worker
@@ -282,7 +320,7 @@ def test_a_source_that_gives_until_the_end_while_nothing_is_full_is_the_bottlene
     slices = row(0, 0, every(0.1), 0.04)
     kind, sentence = said(made((EMBED,), slices, inputs=trickle()))
     assert kind == "source"
-    assert sentence.startswith("the source is the bottleneck: it gave 10.0 inputs a second until the end, while 0.4 of two cores were used: ")  # fmt: skip
+    assert sentence.startswith("the source is the bottleneck: it gave 10.0 inputs/s until the end, while 0.4 of two cores were used: ")  # fmt: skip
     queue = (Counter("queue: embed", "items", ((0.0, 0.0),)),)
     advice = advise(made((EMBED,), slices, inputs=trickle(), counters=queue))
     assert "; embed had nothing to do for 60% of the run: " in advice.sentence
@@ -310,6 +348,10 @@ def test_work_that_stands_before_free_cores_is_noticed() -> None:
     assert kind == "overhead"
     assert sentence.startswith("work stood before embed nearly all the time, and yet only 1.0 of two cores were used: ")  # fmt: skip
     assert "(median 5.0 ms)" in sentence
+    advice = advise(made((EMBED,), slices, counters=queue))
+    assert advice.utilisation < 0.7
+    assert advice.ceiling is None, "nobody has seen what it does at full use"
+    assert not [line for line in advice.lines if line.startswith("bottleneck")]
     sometimes = (Counter("queue: embed", "items", ((0.0, 9.0), (5.0, 0.0))),)
     assert said(made((EMBED,), slices, counters=sometimes))[0] == "none"
 
@@ -330,7 +372,10 @@ def test_work_that_stands_before_free_cores_is_noticed() -> None:
 def test_a_run_that_is_too_short_says_so(recording: Recording, short: bool) -> None:
     kind, sentence = said(recording)
     assert (kind == "short") == short
-    assert ("the run was too short to say anything (" in sentence) == short
+    words = (
+        "the run was too short to say anything (" if recording.slices else "no call was recorded: "
+    )
+    assert (words in sentence) == short
 
 
 # blocked
@@ -411,6 +456,11 @@ def test_threads_that_use_one_core_together_are_told_by_calls_that_grow() -> Non
     assert "a call takes 2.0 times as long while 2 run at once" in sentence
     scaling = [one for lane in (0, 1) for one in row(lane, 0, every(0.1, first=3.0), 0.1)]
     assert said(made(THREADS, alone + scaling))[0] == "cores"
+    # Those that wait hold no lock, and no lock makes calls a hundred times as long.
+    waiting = (THREADS[0]._replace(computing=0.01), *THREADS[1:])
+    assert said(made(waiting, alone + together_))[0] != "gil"
+    brief = row(0, 0, every(0.1, 3.0), 0.002)
+    assert said(made(THREADS, brief + together_))[0] != "gil"
 
 
 # none
@@ -508,6 +558,7 @@ def test_anything_that_can_be_recorded_gets_an_answer(make: Callable[[], Recordi
 # steps
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=20))
 def test_steps_count_what_is_under_way(pairs: list[tuple[int, int]]) -> None:
     spans = [(float(min(pair)), float(max(pair))) for pair in pairs]
@@ -521,3 +572,19 @@ def test_steps_count_what_is_under_way(pairs: list[tuple[int, int]]) -> None:
     assert sum(length for length, _ in pieces) == pytest.approx(35.0)
     assert sum(length * a for length, (a, _) in pieces) == pytest.approx(steps.area(5.0, 40.0))
     assert sum(length * b for length, (_, b) in pieces) == pytest.approx(90.0)
+
+
+def test_long_names_are_cut_where_they_are_only_mentioned() -> None:
+    name = "x" * 300
+    advice = advise(made((Stage(name, "processes"),), full()))
+    assert advice.bottleneck == name
+    assert max(map(len, advice.lines)) < 150
+    assert advice.statement.startswith(f"{'x' * 39}\N{HORIZONTAL ELLIPSIS} is the bottleneck")
+    assert len(advice.statement) < 200
+
+
+def test_a_statement_is_a_sentence_and_a_stage_keeps_its_letters() -> None:
+    assert advise(made((EMBED,), full())).statement.startswith("embed is ")
+    slow = made((EMBED,), row(0, 0, every(0.1), 0.06), inputs=[(0.1 * n, 0.1 * n + 0.1) for n in range(100)])  # fmt: skip
+    assert advise(slow).statement.startswith("The source is the bottleneck: ")
+    assert advise(slow).statement.endswith(".")

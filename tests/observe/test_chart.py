@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trace_samples import ingest
 
@@ -174,6 +174,7 @@ def test_nothing_is_drawn_of_nothing() -> None:
 times = st.floats(-1.0, 9.0)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.builds(Slice, st.integers(0, 1), st.integers(-1, 2), times, times), max_size=12),
     st.integers(1, 120),

@@ -106,6 +106,29 @@ def test_inputs_are_bounded_and_counted():
     assert inputs.lost == 30
 
 
+def test_inputs_that_ended_out_of_order_are_overwritten_and_not_taken_for_unfinished(monkeypatch):
+    monkeypatch.setenv("TOURNANT_EVENTS", "4")
+    events = events_of()
+    for numbers in ([1, 2], [5, 6, 7], [3, 4], [8, 9], [0]):
+        events.inputs.ended += numbers
+        events.inputs.outcomes[numbers[0]] = "failed"
+        events.inputs.look(101.0)
+    recording = made(events, taken=12)
+    assert {n: life.outcome for n, life in recording.inputs.items()} == {
+        0: "failed", 8: "failed", 9: "done", 10: "interrupted", 11: "interrupted"
+    }  # fmt: skip
+    assert events.inputs.lost == 7
+    assert set(events.inputs.outcomes) == {0, 8}, "what is overwritten leaves nothing behind"
+
+
+def test_how_inputs_failed_is_kept_as_long_as_that_they_ended():
+    inputs = Inputs(4)
+    inputs.ended += range(8)
+    inputs.outcomes.update(dict.fromkeys(range(8), "failed"))
+    inputs.look(1.0)
+    assert len(inputs.outcomes) == 8, "one look is always kept"
+
+
 def test_keys_are_short_and_hold_nothing_alive():
     class Odd(str):
         __slots__ = ()

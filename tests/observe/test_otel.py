@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from trace_samples import ingest
 
+import tournant as tn
 from tournant.observe.errors import InvalidExport, MissingExtra
 from tournant.observe.otel import export_spans
 from tournant.observe.recording import InputSpan, Lane, Mark, Recording, Slice, Stage
@@ -40,7 +41,7 @@ SMALL = Recording(
 )
 
 
-def spans(recording: Recording, **options: Any) -> list[ReadableSpan]:
+def spans(recording: Recording | tn.Report, **options: Any) -> list[ReadableSpan]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -201,3 +202,106 @@ def test_without_opentelemetry_the_extra_is_named() -> None:
 def test_a_recording_without_anything_is_a_run_without_anything() -> None:
     (run,) = spans(dataclasses.replace(Recording(), title=""))
     assert run.name == "run"
+
+
+# Of runs that were real.
+
+
+def picky(number: int) -> int:
+    if number % 5 == 3:
+        raise ValueError(f"{number} is refused")
+    return number
+
+
+def batch_picky(numbers: list[int]) -> list[int]:
+    if 11 in numbers:
+        raise KeyError("eleven")
+    return numbers
+
+
+def flaky() -> Any:
+    seen: set[int] = set()
+
+    def call(number: int) -> int:
+        if number not in seen:
+            seen.add(number)
+            raise OSError("again")
+        return number
+
+    return call
+
+
+def below(found: list[ReadableSpan], name: str) -> list[ReadableSpan]:
+    """Spans of a name but for the run's own."""
+    return [one for one in named(found, name) if one.parent]
+
+
+def exceptions(span: ReadableSpan) -> list[tuple[Any, Any]]:
+    return [
+        ((event.attributes or {})["exception.type"], (event.attributes or {})["exception.message"])
+        for event in span.events
+        if event.name == "exception"
+    ]
+
+
+@pytest.mark.parametrize("per", ["batch", "item", "input"])
+@pytest.mark.parametrize("on", ["loop", "threads", "processes"])
+def test_spans_of_what_failed_carry_the_error(per: Any, on: Any) -> None:
+    report = tn.Pipeline(range(10), on_error="skip").map(picky, on=on).run()
+    found = spans(report, per=per)
+    wanted = {("ValueError", f"{n} is refused") for n in (3, 8)}
+    name = "input" if per == "input" else "picky"
+    failed = [one for one in below(found, name) if one.status.status_code is trace.StatusCode.ERROR]
+    assert {one for span in failed for one in exceptions(span)} == wanted
+    assert {span.status.description for span in failed} == {
+        f"ValueError: '{n} is refused'" for n in (3, 8)
+    }
+    assert all(
+        (event.timestamp or 0) <= (span.end_time or 0) for span in failed for event in span.events
+    )
+    # A recording knows that they failed, and not of what.
+    assert not any(map(exceptions, spans(report.recording, per=per)))
+
+
+def test_a_batch_that_failed_carries_its_error() -> None:
+    report = tn.Pipeline(range(12), on_error="skip").batch(4).map(batch_picky, on="loop").run()
+    failed = [one for one in named(spans(report), "batch_picky") if exceptions(one)]
+    assert [exceptions(one) for one in failed] == [[("KeyError", "'eleven'")]]
+    inputs = [one for one in spans(report, per="input") if exceptions(one)]
+    assert len(inputs) == 4
+
+
+@pytest.mark.parametrize("per", ["batch", "item", "input"])
+def test_attempts_that_were_tried_again_are_events(per: Any) -> None:
+    pipeline = tn.Pipeline(range(4)).map(flaky(), on="loop", name="flaky", retry=tn.Retry(attempts=3, delay=0.001))  # fmt: skip
+    report = pipeline.run()
+    assert report.stages[0].retried == 4
+    found = spans(report, per=per)
+    names = {"batch": ["flaky"], "item": ["flaky", "input"], "input": ["input"]}[per]
+    for name in names:
+        events = [event for one in below(found, name) for event in one.events]
+        assert [(event.name, dict(event.attributes or {})) for event in events] == [("retry", {"tournant.stage": "flaky"})] * 4  # fmt: skip
+    assert not any(one.status.status_code is trace.StatusCode.ERROR for one in found)
+
+
+@pytest.mark.parametrize("per", ["batch", "item", "input"])
+def test_a_share_of_the_spans_is_made_and_all_of_what_failed(per: Any) -> None:
+    report = tn.Pipeline(range(100), on_error="skip").map(picky, on="loop").run()
+    name = "input" if per == "input" else "picky"
+
+    def numbers(share: float) -> tuple[int, int]:
+        found = below(spans(report, per=per, share=share), name)
+        bad = sum(one.status.status_code is trace.StatusCode.ERROR for one in found)
+        return len(found) - bad, bad
+
+    assert numbers(1.0) == (80, 20)
+    assert numbers(0.0) == (0, 20)
+    good, bad = numbers(0.25)
+    assert bad == 20
+    assert 15 <= good <= 25, "a quarter of all 100, of which some have failed"
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "half", None])
+def test_a_share_that_is_none_is_refused(share: Any) -> None:
+    with pytest.raises(InvalidExport, match=r"share=.*0 to 1"):
+        export_spans(SMALL, share=share)

@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 
@@ -15,7 +16,7 @@ from tournant.observe.prometheus import RunMetrics
 
 pytest.importorskip("prometheus_client")
 
-from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 LABELS = ("pipeline", "stage", "on", "outcome")
@@ -102,6 +103,38 @@ def test_a_run_is_seen_while_it_goes_on(registry: CollectorRegistry) -> None:
     assert later["tournant_pipeline_running slow"] == 0
     assert later["tournant_pipeline_inputs_total slow done"] == 100
     assert "tournant_pipeline_expected slow" not in later
+
+
+def test_what_prometheus_scrapes_moves_while_a_run_goes_on(registry: CollectorRegistry) -> None:
+    metrics = RunMetrics(registry)
+    reached, go = threading.Semaphore(0), threading.Semaphore(0)
+
+    async def wait(number: int) -> int:
+        if number in (20, 60):
+            reached.release()
+            await asyncio.to_thread(go.acquire, timeout=30)
+        return number
+
+    server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
+    flow = tn.Pipeline(range(100)).map(wait, name="wait", concurrency=1)
+    runner = threading.Thread(target=lambda: flow.run(on_start=metrics.on_start("slow")))
+    seen = []
+    try:
+        runner.start()
+        for _ in range(2):
+            assert reached.acquire(timeout=30)
+            with urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=30) as reply:
+                text = reply.read().decode()
+            (line,) = (line for line in text.splitlines() if line.startswith("tournant_stage_items_in_total{"))  # fmt: skip
+            seen.append(float(line.rpartition(" ")[2]))
+            go.release()
+    finally:
+        go.release(2)
+        runner.join(30)
+        server.shutdown()
+        server.server_close()
+        thread.join(30)
+    assert seen == [21, 61]
 
 
 def test_runs_of_one_name_add_up_and_others_stand_beside(registry: CollectorRegistry) -> None:

@@ -251,6 +251,14 @@ def test_the_page_says_without_javascript_what_the_run_came_to():
     assert "1,204 older events were overwritten" in lost
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.0, "0 s"), (0.00585, "5.85 ms"), (17.23, "17.2 s"), (312.0, "5 min 12 s"), (36_000.0, "10 h 0 min")],
+)  # fmt: skip
+def test_a_runs_length_is_told_as_people_do(seconds, said):
+    assert f" · {said} · " in document([Recording(duration=seconds)])
+
+
 def test_a_summary_of_a_few_words_goes_before_the_advice():
     html = document([small(summary="One cook, 3.2 s.")])
     assert '<p class="advice">One cook, 3.2 s.</p>' in html

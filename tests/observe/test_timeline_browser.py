@@ -8,7 +8,7 @@ import pytest
 import timeline_samples as samples
 from timeline_browser import BAD, PHONE, Sheet, pinch, row
 
-from tournant.observe.recording import Lane, Mark, Recording, Stage
+from tournant.observe.recording import Counter, InputSpan, Lane, Mark, Recording, Slice, Stage
 from tournant.observe.timeline import save_timeline
 
 pytest_plugins = ["timeline_fixtures"]
@@ -271,6 +271,40 @@ def test_names_stay_names_wherever_they_are_shown(show):
     assert page.text_content("h2 >> nth=0") == BAD
     assert page.locator("img").count() == 0
     assert page.evaluate("() => window.hit") is None
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1200, "height": 900}, PHONE["viewport"]])
+def test_names_of_any_length_and_script_keep_to_their_places(show, viewport):
+    names = ["x" * 300, "word " * 60, "\u202eright to left", "\u0645\u0631\u062d\u0628\u0627 " * 40, "\u200b\u2060", "\U0001f469\u200d\U0001f373" * 40]  # fmt: skip
+    run = Recording(
+        title=" > ".join(names),
+        duration=1.0,
+        stages=tuple(Stage(name, "threads") for name in names),
+        lanes=tuple(Lane("thread", name) for name in names),
+        slices=tuple(Slice(n, n, 0.1 * n, 0.1 * n + 0.4, (n,)) for n in range(len(names))),
+        inputs={n: InputSpan(name, 0.0, 1.0) for n, name in enumerate(names)},
+        counters=tuple(Counter(f"queue: {name}", "items", ((0.0, 2.0),)) for name in names),
+        marks=tuple(Mark("note", 0.1 * n, name) for n, name in enumerate(names)),
+        summary="\n".join(names),
+    )
+    sheet = show(run, viewport=viewport)
+    page = sheet.page
+    wide = "() => [document.documentElement.scrollWidth, innerWidth]"
+    scrolled, width = page.evaluate(wide)
+    assert scrolled == width
+    buttons = page.locator("[data-legend=stage]")
+    first = buttons.nth(0)
+    assert "x" * 300 in first.get_attribute("title"), "the whole name is there to be read"
+    assert first.inner_text().startswith("x" * 300), "and to be heard"
+    assert first.bounding_box()["width"] < 450
+    assert "(no name)" in buttons.nth(4).inner_text()
+    assert page.locator("h2").first.get_attribute("title") == run.title
+    assert page.locator("h2").first.bounding_box()["height"] < 130
+    page.locator(".lane-name").nth(1).click()
+    sheet.press("Enter")
+    assert page.is_visible("#panel")
+    scrolled, width = page.evaluate(wide)
+    assert scrolled == width
 
 
 def test_nothing_that_gets_in_runs_or_calls_out(browser, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from perfetto_tool import Perfetto, skip_without
 from trace_samples import ingest
@@ -79,7 +79,7 @@ def recordings(draw: st.DrawFn) -> Recording:
             max_size=4,
         )
     )
-    stages = draw(st.lists(st.builds(Stage, texts, texts), max_size=4))
+    stages = draw(st.lists(st.builds(Stage, texts, texts, st.none() | st.floats(0, 1)), max_size=4))
     lane = st.integers(0, len(lanes) - 1)
     slices = st.builds(
         Slice,
@@ -131,7 +131,7 @@ def recordings(draw: st.DrawFn) -> Recording:
 
 
 @given(recordings(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_read_is_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, recording: Recording, packed: bool
 ) -> None:
@@ -169,6 +169,18 @@ def test_a_run_as_it_is_comes_back_and_the_name_decides_on_packing(
     # Packed or not is seen, whatever the name.
     os.rename(packed, plain_file)
     assert load_trace(plain_file) == recording
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_a_trace_is_read_from_a_pipe(tmp_path: Path, name: str) -> None:
+    recording = ingest()
+    written = save_trace(recording, tmp_path / name).read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(written), daemon=True)
+    writer.start()
+    assert load_trace(pipe) == recording
+    writer.join(30)
 
 
 def test_a_file_that_another_tool_laid_out_anew_is_read(tmp_path: Path) -> None:
@@ -425,6 +437,7 @@ FOREIGN = [
     (b"{}", "JSON but no trace"),
     (b"3", "JSON but no trace"),
     (b'[{"ph": "X"}]', "something else wrote.*perfetto"),
+    (b"<!doctype html>\n<html>", "is a page, such as a timeline: open it in a browser"),
     (b'{"traceEvents": [], "otherData": 3}', "something else wrote"),
     (b'{"traceEvents": [], "otherData": {"tournant": 99}}', "another version.*--upgrade"),
     (b'{"traceEvents": [], "otherData": {"tournant": 1}}', "damaged at its head"),

@@ -32,6 +32,13 @@ def test_a_name_may_be_as_long_as_names_may_be(tmp_path: Path) -> None:
     assert save_timeline([Recording()], path).is_file()
 
 
+def test_where_the_folder_is_not_there_the_file_is_named_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "run.html"
+    with pytest.raises(FileNotFoundError) as caught:
+        save_timeline([Recording()], path)
+    assert caught.value.filename == str(path)
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there" / "run.html", tmp_path / "link.html"

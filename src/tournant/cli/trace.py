@@ -125,7 +125,7 @@ def _put_all(recording: Recording, advice: Advice) -> None:
     put(out, "")
     put(out, _chart(recording, out))
     put(out, "")
-    put(out, bold(one_line(_sentence(advice)), out))
+    put(out, bold(one_line(advice.statement), out))
 
 
 def _put_stage(recording: Recording, advice: Advice, number: int) -> None:
@@ -217,13 +217,6 @@ def _shortened(text: str) -> str:
         if len(text) <= _TITLE_AT_MOST
         else f"{text[: _TITLE_AT_MOST - 1]}\N{HORIZONTAL ELLIPSIS}"
     )
-
-
-def _sentence(advice: Advice) -> str:
-    # A stage's name keeps its letters.
-    named = any(advice.sentence.startswith(f"{stage.name} ") for stage in advice.stages)
-    first = advice.sentence[:1] if named else advice.sentence[:1].upper()
-    return f"{first}{advice.sentence[1:]}."
 
 
 def _chart(recording: Recording, stream: TextIO | None) -> str:

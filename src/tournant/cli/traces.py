@@ -63,6 +63,16 @@ class TraceFile:
             return self
         from tournant.observe.events import capacity
 
+        if not self._path:
+            raise TraceRefused("--trace needs the name of a file")
+        try:
+            os.stat(self._path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise TraceRefused(
+                f"--trace {shown_path(self._path)}: it can't be written: {error.strerror or error}; give it another name"
+            ) from error
         folder = os.path.dirname(os.path.abspath(self._path))
         if os.path.isdir(self._path):
             raise TraceRefused(f"--trace {shown_path(self._path)} is a folder: name a file in it")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tournant.engine.stats import StageStats
+from tournant.engine.summary import demands
 from tournant.observe.recording import Counter, InputSpan, Lane, Recording, Slice, Stage
 from tournant.report import Report, StageReport, StageSnapshot
 
@@ -24,7 +26,7 @@ class _Gate:
         self.pressed = pressed
         self._text = text
 
-    def describe(self) -> str:
+    def describe(self, *, over: bool = False) -> str:
         """Return what the stage's rate and concurrency are now, as a line."""
         return self._text
 
@@ -108,17 +110,10 @@ def add_report(report: Report, stats: Sequence[SummedStats], cores: int) -> Repo
         if stage.rate_share:
             resources.append((stage.rate_share, stage.rate_share * duration, stage.name))
     there: tuple[StageReport, ...] = tuple(s for s in report.stages if s.name not in names)
-    if any(stage.name == report.bottleneck for stage in there) and report.ceiling:
-        resources.append((report.utilisation, ended / report.ceiling, str(report.bottleneck)))
-    changes: dict[str, Any] = {"cores": cores}
-    if resources and ended:
-        utilisation, seconds, bottleneck = max(resources)
-        changes |= {
-            "bottleneck": bottleneck,
-            "utilisation": min(1.0, utilisation),
-            "ceiling": ended / seconds if seconds > 0 else None,
-        }
-    return replace(report, **changes)
+    if any(stage.name == report.busiest for stage in there):
+        share = report.utilisation
+        resources.append((share, share * duration, str(report.busiest)))
+    return replace(report, cores=cores, **demands(resources, ended))
 
 
 class SummedEvents:
@@ -165,7 +160,8 @@ def add_recordings(
     if not parts:
         return Recording(title=title or "run", summary=summary)
     began = min(recording.began for _, recording, _ in parts)
-    stages: dict[Stage, int] = {}
+    stages: dict[tuple[str, str], int] = {}
+    computing: dict[int, list[float]] = {}
     lanes: list[Lane] = []
     slices: list[Slice] = []
     inputs: dict[int, InputSpan] = {}
@@ -175,7 +171,10 @@ def add_recordings(
     for group, recording, numbers in parts:
         late = recording.began - began
         end = max(end, late + recording.duration)
-        stage_at = [stages.setdefault(stage, len(stages)) for stage in recording.stages]
+        stage_at = [stages.setdefault((s.name, s.on), len(stages)) for s in recording.stages]
+        for at, stage in zip(stage_at, recording.stages, strict=True):
+            if stage.computing is not None:
+                computing.setdefault(at, []).append(stage.computing)
         first = len(lanes)
         lanes += [lane._replace(group=lane.group or group) for lane in recording.lanes]
 
@@ -223,7 +222,10 @@ def add_recordings(
         began=began,
         duration=end,
         cores=sum(recording.cores for _, recording, _ in parts[1:]) or head.cores,
-        stages=tuple(stages),
+        stages=tuple(
+            Stage(name, on, fmean(computing[n]) if n in computing else None)
+            for (name, on), n in stages.items()
+        ),
         lanes=tuple(lanes),
         slices=tuple(sorted(slices, key=lambda piece: piece.began)),
         inputs=inputs,

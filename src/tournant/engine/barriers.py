@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tournant.engine.lineage import DROPPED, FAILED, REFUSED, Input, Item
 from tournant.engine.segment import Segment
 from tournant.observe import recording
-from tournant.observe.recording import OK
+from tournant.observe.recording import CANCELLED, OK
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -50,8 +50,8 @@ class Barrier(Segment):
     def __init__(self, run: Run, stages: list[Stage]) -> None:
         super().__init__(run, stages, [1])
         self.ready: deque[Item] = deque()
-        #: By the number of an input: when the first of what is held of it came.
-        self._since: dict[int, float] = {}
+        #: By the number of an input: when the first of what is held of it came, and what is held.
+        self._since: dict[int, tuple[float, list[Item]]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -70,9 +70,9 @@ class Barrier(Segment):
 
     def released(self, number: int, items: int, outcome: str = OK) -> None:
         """Note that an input is held no longer."""
-        since = self._since.pop(number, None)
-        if since is not None:
-            self.stats[0].calls.say(since, perf_counter(), number, items, outcome)
+        found = self._since.pop(number, None)
+        if found is not None:
+            self.stats[0].calls.say(found[0], perf_counter(), number, items, outcome)
 
     async def _move(self) -> None:
         inbox, stats, ready, events = self.inbox, self.stats[0], self.ready, self.run.events
@@ -98,7 +98,7 @@ class Barrier(Segment):
                 if held is None:
                     held = origin.held = []
                     if events.on:
-                        self._since[origin.index] = perf_counter()
+                        self._since[origin.index] = perf_counter(), held
                 held.append(item)
                 if len(held) == origin.pending:
                     self.complete(origin)
@@ -125,7 +125,9 @@ class Barrier(Segment):
                 out.added()
 
     def halt(self) -> None:
-        """Drop what waits for room."""
+        """Drop what is held, and what waits for room."""
+        for number, (_, held) in list(self._since.items()):
+            self.released(number, len(held), CANCELLED)
         self.ready.clear()
         super().halt()
 

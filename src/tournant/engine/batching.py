@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tournant.engine.lineage import Batch, Item
 from tournant.engine.segment import Segment
 from tournant.errors import BatchMismatch
-from tournant.observe.recording import FAILED
+from tournant.observe.recording import CANCELLED, FAILED
 from tournant.pool.steps import plain
 from tournant.sizes import size_of
 
@@ -60,6 +60,9 @@ class Batcher(Segment):
 
     def halt(self) -> None:
         """Drop the partial batch."""
+        if self._rows and self.run.events.on:
+            members = [row.origin.index for row in self._rows]
+            self.stats[0].calls.say(self._since, perf_counter(), members, len(members), CANCELLED)
         self._rows = []
         super().halt()
 

@@ -56,6 +56,7 @@ class Gate:
         self._for_rate = 0
         self._since = 0.0
         self._pressed = 0.0
+        self._most = 0
         stats.gate = self
         run.gates.append(self)
 
@@ -74,7 +75,15 @@ class Gate:
 
     async def enter(self, call: Admission) -> bool:
         """Wait until `call` may go. ``False``: the run has been halted, and nothing is held."""
-        return call.try_enter() or await self.wait(call)
+        if call.try_enter():
+            self.entered()
+            return True
+        return await self.wait(call)
+
+    def entered(self) -> None:
+        """Take note of a call that goes, after ``call.try_enter()`` has said yes."""
+        if self.adaptive is not None:
+            self._most = max(self._most, self.adaptive.controller.running)
 
     async def wait(self, call: Admission) -> bool:
         """Do as `enter` does, after ``call.try_enter()`` has said no."""
@@ -86,6 +95,7 @@ class Gate:
         self._waiting.add(task)
         try:
             await call.enter(self)
+            self.entered()
             return True
         except asyncio.CancelledError:
             if task in self._sent_away and not task.uncancel():
@@ -171,13 +181,19 @@ class Gate:
                 events.mark("limit", f"stage {name}: {limit}")
             self._frozen = limit.frozen_for > 0
 
-    def describe(self) -> str:
-        """Return the present limits and why they are so, as a line."""
+    def describe(self, *, over: bool = False) -> str:
+        """Return the limits and why they are so, as a line; `over`: as they were in a run that has ended."""
         parts = []
         if self.limit is not None:
             parts.append(str(self.limit.snapshot()))
         if self.adaptive is not None:
-            parts.append(str(self.adaptive.snapshot()))
+            now = self.adaptive.snapshot()
+            # Of what is under way when all is over nobody learns anything.
+            parts.append(
+                f"up to {self._most} at once, limit {now.limit} in the end ({now.why})"
+                if over
+                else str(now)
+            )
         return "; ".join(parts)
 
 

@@ -74,6 +74,8 @@ def note_part(segment: Recovery, chunk: Chunk, part: Part, begin: int) -> None:
     segment.stretches.add(
         Stretch(_lane(segment, chunk), began, ended, who, sizes, times, odd, chunk.waited, segment.flat, going_on)
     )  # fmt: skip
+    if part.used is not None:
+        segment.stretches.measured(len(part.times), *part.used)
     chunk.told, chunk.waited = ended, 0.0
     if segment.run.events.wants_sample(part.sent):
         look(segment.run, part.sent)

@@ -153,6 +153,8 @@ class Admissions(Segment):
             else:
                 chunk.ticket = Ticket(value, call, None)
                 self._may_go = call.try_enter()
+                if self._may_go:
+                    gate.entered()
                 if not self._may_go:
                     chunk.waited = -perf_counter()
                     self.run.spawn(self._ask(gate, call), f"tournant {self.stages[0].name} gate")

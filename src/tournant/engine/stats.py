@@ -132,5 +132,5 @@ class StageStats:
             rate_share=min(1.0, gate.pressed / duration)
             if gate is not None and duration > 0
             else 0.0,
-            limits=gate.describe() if gate is not None else "",
+            limits=gate.describe(over=True) if gate is not None else "",
         )

@@ -9,10 +9,10 @@ resource too, in use while somebody waits for it.
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tournant.errors import LostItems
-from tournant.report import Report, RunSnapshot, StageReport
+from tournant.report import BOTTLENECK, Report, RunSnapshot, StageReport
 
 if TYPE_CHECKING:
     from tournant.engine.run import Run
@@ -24,23 +24,23 @@ def build_report(run: Run) -> Report:
     stages: list[StageReport] = []
     pooled: list[StageReport] = []
     single: list[StageReport] = []
-    for segment in run.segments:
-        for stats in segment.stats:
-            stage = stats.report(duration)
-            stages.append(stage)
-            if stage.on == "engine":
-                continue
-            shares_cores = segment.on in ("threads", "processes") and not getattr(
-                segment, "blocking", False
-            )
-            (pooled if shares_cores else single).append(stage)
     cores = run.pool.slots.count
     resources: list[tuple[float, float, str]] = []
-    if pooled and duration > 0:
-        busy = sum(stage.busy for stage in pooled)
-        resources.append(
-            (busy / (cores * duration), busy / cores, max(pooled, key=lambda s: s.busy).name)
+    for segment in run.segments:
+        mine = [stats.report(duration) for stats in segment.stats]
+        stages += mine
+        shares_cores = segment.on in ("threads", "processes") and not getattr(
+            segment, "blocking", False
         )
+        if not shares_cores:
+            single += [stage for stage in mine if stage.on != "engine"]
+            continue
+        pooled += mine
+        # Stages that are called one after the other in one hand-over have the same workers.
+        if mine[0].limit < cores and duration > 0:
+            resources.append(_together(mine, mine[0].limit, duration))
+    if pooled and duration > 0:
+        resources.append(_together(pooled, cores, duration))
     resources += [
         (s.busy / (s.limit * duration), s.busy / s.limit, s.name) for s in single if duration > 0
     ]
@@ -48,10 +48,6 @@ def build_report(run: Run) -> Report:
     if run.events.on:
         run.events.end(run.began + duration, cores, run.source.admitted)
     ended = run.done + run.failed + run.filtered
-    bottleneck, utilisation, ceiling = None, 0.0, None
-    if resources and ended:
-        utilisation, seconds, bottleneck = max(resources)
-        ceiling = ended / seconds if seconds > 0 else None
     report = Report(
         sourced=run.source.sourced,
         done=run.done,
@@ -64,16 +60,40 @@ def build_report(run: Run) -> Report:
         stages=tuple(stages),
         duration=duration,
         cores=cores,
-        bottleneck=bottleneck,
-        utilisation=min(1.0, utilisation),
-        ceiling=ceiling,
         warnings=tuple(run.warnings),
         events=run.events if run.events.on else None,
         findings=(*run.guarding.findings, *run.findings),
+        **demands(resources, ended),
     )
     for segment in run.segments:
         report = segment.amend(report)
     return report
+
+
+def _together(stages: list[StageReport], workers: int, duration: float) -> tuple[float, float, str]:
+    """Return what stages that share some workers come to: see `demands`."""
+    busy = sum(stage.busy for stage in stages)
+    return busy / (workers * duration), busy / workers, max(stages, key=lambda s: s.busy).name
+
+
+def demands(resources: list[tuple[float, float, str]], ended: int) -> dict[str, Any]:
+    """Return what a report says of its busiest stage.
+
+    Args:
+        resources: of each the share of its capacity that was used, the seconds at full use that this comes to, and the stage's name.
+        ended: inputs that ended.
+    """
+    if not resources or not ended:
+        return {}
+    utilisation, seconds, busiest = max(resources)
+    # What stood idle for much of the run held nothing up, and what it would do at full use nobody has seen.
+    held_up = utilisation >= BOTTLENECK and seconds > 0
+    return {
+        "busiest": busiest,
+        "utilisation": min(1.0, utilisation),
+        "bottleneck": busiest if held_up else None,
+        "ceiling": ended / seconds if held_up else None,
+    }
 
 
 def snapshot(run: Run) -> RunSnapshot:

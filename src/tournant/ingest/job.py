@@ -244,6 +244,7 @@ class _Ingest:
         assert ledger is not None
         self.ledger = ledger
         self.known = index.sources()  # before anything of this run is written
+        self.empty: set[str] = set()
         self.found = PathSet()
         self.problems: list[UnreadableFile] = []
         self.writer = stages.Writer(index)
@@ -253,6 +254,8 @@ class _Ingest:
             if not self.known:
                 # The table has been deleted or never came about: what the ledger says is done is not there.
                 self.ledger.forget(list(self.ledger.keys()))
+            # Sources without a chunk. What comes from now on and is not this run's is another's, who found it where this walk had been.
+            self.empty = set(map(str, self.ledger.keys())) - self.known
             runs: list[tn.Watched] = []
 
             def started(run: tn.Watched) -> None:
@@ -364,7 +367,7 @@ class _Ingest:
 
     def remove_vanished(self) -> int:
         """Take documents out of the index whose files are gone, and forget files that failed and are gone."""
-        gone = self.gone(chain(map(str, self.ledger.keys()), self.known))
+        gone = self.gone(chain(self.empty, self.known))
         # The ledger first: were it last, a kill in between and then the very same file back in its place would leave a
         # document that the ledger calls done and the index does not have.
         self.ledger.forget(gone)

@@ -13,11 +13,10 @@ from typing import Any
 
 from tournant.observe.figures import Figures, StageTime, in_words
 from tournant.observe.recording import Recording
-from tournant.observe.verdict import verdict
+from tournant.observe.verdict import MOSTLY_COMPUTING, verdict
+from tournant.report import BOTTLENECK, labelled, paced
 
 __all__ = ["Advice", "StageTime", "advise"]
-
-_NAME_AT_MOST = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +25,18 @@ class Advice:
 
     Attributes:
         sentence: what to do, with the numbers that say so.
-        kind: the sentence's kind: ``"short"``, ``"inline"``, ``"blocked"``, ``"gil"``, ``"tail"``, ``"cores"``, ``"rate"``, ``"concurrency"``,
-            ``"worker"``, ``"consumer"``, ``"retry"``, ``"overhead"``, ``"source"`` or ``"none"``.
+        kind: the sentence's kind: ``"short"``, ``"inline"``, ``"blocked"``, ``"gil"``, ``"tail"``, ``"cores"``, ``"waiting"``, ``"rate"``,
+            ``"concurrency"``, ``"worker"``, ``"consumer"``, ``"retry"``, ``"overhead"``, ``"source"`` or ``"none"``.
         duration: seconds that were looked at.
         inputs: inputs that ended.
         stages: where the time went, in the pipeline's order.
         cores: cores that there were for CPU stages.
         cores_used: the mean of those in use.
+        computing: the share of their time in which the workers that held those cores used them, 0 to 1; ``None`` where it was not measured.
         cores_over_time: the mean in each twentieth of the run.
         bottleneck: the stage, ``"source"`` or ``"consumer"``; ``None`` where nothing stands out.
         utilisation: the share of the bottleneck's capacity in use, 0 to 1.
-        ceiling: inputs per second at full use of the bottleneck; ``None`` where it can't be told.
+        ceiling: inputs per second at full use of the bottleneck; ``None`` where that is not known, or less than 70 % of it were used.
         lost: events that the recording lacks.
     """
 
@@ -47,11 +47,19 @@ class Advice:
     stages: tuple[StageTime, ...]
     cores: int
     cores_used: float
+    computing: float | None
     cores_over_time: tuple[float, ...]
     bottleneck: str | None
     utilisation: float
     ceiling: float | None
     lost: int
+
+    @property
+    def statement(self) -> str:
+        """The sentence as it stands by itself, with a capital and a full stop; a stage's name keeps its letters."""
+        named = any(self.sentence.startswith(f"{stage.label} ") for stage in self.stages)
+        first = self.sentence[:1] if named else self.sentence[:1].upper()
+        return f"{first}{self.sentence[1:]}."
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -68,7 +76,9 @@ def advise(recording: Recording) -> Advice:
     figures = Figures(recording)
     found = verdict(figures)
     rate = figures.ended / figures.length if figures.length else 0.0
-    ceiling = rate / found.share if found.bottleneck and found.share > 0 and rate else None
+    # What is seldom at work may hold a run up all the same, but nobody has seen what it does at full use.
+    full = found.bottleneck is not None and found.share >= BOTTLENECK
+    ceiling = rate / found.share if full and rate else None
     return Advice(
         sentence=found.sentence,
         kind=found.kind,
@@ -77,20 +87,12 @@ def advise(recording: Recording) -> Advice:
         stages=figures.stages,
         cores=recording.cores,
         cores_used=figures.cores.mean(figures.start, figures.end),
+        computing=figures.computing,
         cores_over_time=tuple(figures.cores_over_time()),
         bottleneck=found.bottleneck,
         utilisation=min(1.0, found.share),
         ceiling=ceiling,
         lost=recording.lost,
-    )
-
-
-def _named(name: str) -> str:
-    """Return a stage's name as a table can hold it."""
-    return (
-        name
-        if len(name) <= _NAME_AT_MOST
-        else f"{name[: _NAME_AT_MOST - 1]}\N{HORIZONTAL ELLIPSIS}"
     )
 
 
@@ -111,7 +113,7 @@ def _lines(advice: Advice) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [head]
     rows += [
         (
-            _named(stage.name),
+            stage.label,
             stage.on,
             f"{stage.calls:,}",
             f"{stage.items:,}",
@@ -138,9 +140,11 @@ def _lines(advice: Advice) -> Iterator[str]:
     for row in rows:
         cells = [row[i].ljust(widths[i]) if i < 2 else row[i].rjust(widths[i]) for i in kept]
         yield "  ".join(cells).rstrip()
-    yield f"cores: {advice.cores_used:.2f} of {advice.cores} in use on average"
-    if advice.bottleneck is not None:
-        ceiling = f", ceiling {advice.ceiling:,.1f} inputs/s" if advice.ceiling else ""
-        yield f"bottleneck: {_named(advice.bottleneck)} at {advice.utilisation:.0%}{ceiling}"
+    cores = f"cores: {advice.cores_used:.2f} of {advice.cores} in use on average"
+    low = advice.computing is not None and advice.computing < MOSTLY_COMPUTING
+    yield f"{cores} ({advice.computing:.0%} of that is CPU time)" if low else cores
+    if advice.bottleneck is not None and advice.utilisation >= BOTTLENECK:
+        ceiling = f", ceiling {paced(advice.ceiling)}" if advice.ceiling else ""
+        yield f"bottleneck: {labelled(advice.bottleneck)} at {advice.utilisation:.0%}{ceiling}"
     if advice.lost:
         yield f"the first {advice.lost:,} events are gone: they were overwritten by later ones, and all figures are of what is left"

@@ -66,7 +66,7 @@ class _Assembly:
             began=events.unix,
             duration=self.duration,
             cores=events.cores,
-            stages=tuple(Stage(name, on) for name, on in events.stages),
+            stages=tuple(self._stages()),
             lanes=tuple(self.lanes),
             slices=tuple(self.slices),
             inputs=inputs,
@@ -75,6 +75,15 @@ class _Assembly:
             lost=events.lost,
             summary=summary,
         )
+
+    def _stages(self) -> Iterator[Stage]:
+        computing: dict[int, float] = {}
+        for ring in self.events.stretches.values():
+            if ring.busy > 0:
+                share = round(min(1.0, ring.cpu / ring.busy), 4)
+                computing.update(dict.fromkeys(range(ring.first, ring.first + ring.steps), share))
+        for n, (name, on) in enumerate(self.events.stages):
+            yield Stage(name, on, computing.get(n))
 
     def at(self, clock: float) -> float:
         """Return seconds since the run began, within the run."""
@@ -244,9 +253,8 @@ class _Assembly:
             bounds.update(dict.fromkeys(ended, (before_it, look)))
             before_it = look
         spans: dict[int, InputSpan] = {}
-        # An input that is in no look has not ended, unless it is so old that its look is gone.
-        oldest = min(bounds, default=0) if inputs.lost else 0
-        for number in range(oldest, self.events.taken):
+        # An input that is in no look has not ended, unless its look is gone.
+        for number in (*sorted(inputs.behind), *range(inputs.known, self.events.taken)):
             at = bisect_right(starts, number) - 1
             began = self.at(times[at]) if at >= 0 else 0.0
             end, outcome = self.duration, "interrupted"

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from tournant.observe.recording import Lane, Recording, Slice
 from tournant.observe.usage import Steps
+from tournant.report import labelled
 
 _BLOCKS, _ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _COLORS = (36, 33, 32, 35, 34, 31)
@@ -179,7 +180,8 @@ class _Chart:
         stages = self.recording.stages
         if self.shared or self.color:
             names = [
-                f"{self.letters[n]} {self._safe(stage.name)}" for n, stage in enumerate(stages)
+                f"{self.letters[n]} {self._safe(labelled(stage.name))}"
+                for n, stage in enumerate(stages)
             ]
             if self.shared and not self.color:
                 names.append("capital where at work for more than half of the time")

@@ -196,17 +196,22 @@ class Stretches:
 
     Attributes:
         first: index of its first stage.
+        steps: how many stages it has; 0 before the first chunk has ended.
         kept: oldest first.
         lost: items in what was overwritten.
+        busy: seconds of the calls of the chunks that have ended.
+        cpu: CPU seconds in them.
     """
 
-    __slots__ = ("_count", "_room", "first", "kept", "lost")
+    __slots__ = ("_count", "_room", "busy", "cpu", "first", "kept", "lost", "steps")
 
     def __init__(self, room: int, first: int) -> None:
         self._room = room
         self._count = 0
         self.first = first
+        self.steps = 0
         self.lost = 0
+        self.busy = self.cpu = 0.0
         self.kept: deque[Stretch] = deque()
 
     def add(self, stretch: Stretch) -> None:
@@ -217,6 +222,12 @@ class Stretches:
             gone = len(self.kept.popleft().who)
             self._count -= gone + 1
             self.lost += gone or 1
+
+    def measured(self, steps: int, busy: float, cpu: float) -> None:
+        """Add what one chunk took, of time and of CPU time."""
+        self.steps = steps
+        self.busy += busy
+        self.cpu += cpu
 
 
 class Inputs:
@@ -232,9 +243,13 @@ class Inputs:
         looks: pairs of a time and the numbers of those that ended since the look before.
         outcomes: by number, of those that are not done.
         lost: inputs that were overwritten.
+        known: numbers from which on nothing was overwritten.
+        behind: numbers below `known` that were not overwritten: inputs that end late, or never.
     """
 
-    __slots__ = ("_kept", "_room", "ended", "keys", "looks", "lost", "outcomes", "since", "skipped")
+    __slots__ = (
+        "_kept", "_room", "behind", "ended", "keys", "known", "looks", "lost", "outcomes", "since", "skipped",
+    )  # fmt: skip
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -246,6 +261,8 @@ class Inputs:
         self.looks: deque[tuple[float, array[int]]] = deque()
         self.outcomes: dict[int, str] = {}
         self.lost = 0
+        self.known = 0
+        self.behind: set[int] = set()
 
     def taking(self, number: int) -> None:
         """Inputs from `number` on are taken now."""
@@ -270,13 +287,23 @@ class Inputs:
             self._kept += len(self.ended)
             self.ended.clear()
             while self._kept > self._room and len(self.looks) > 1:
-                gone = len(self.looks.popleft()[1])
-                self._kept -= gone
-                self.lost += gone
-        for kept in (self.keys, self.outcomes):
-            excess = len(kept) - self._room
-            for number in list(islice(kept, max(0, excess))):
-                del kept[number]
+                self._forget(self.looks.popleft()[1])
+        excess = len(self.keys) - self._room
+        for number in list(islice(self.keys, max(0, excess))):
+            del self.keys[number]
+
+    def _forget(self, numbers: array[int]) -> None:
+        """Overwrite inputs that have ended. They end in any order, so some from before them may be kept."""
+        self._kept -= len(numbers)
+        self.lost += len(numbers)
+        upto = max(numbers) + 1
+        if upto > self.known:
+            self.behind.update(range(self.known, upto))
+            self.known = upto
+        self.behind.difference_update(numbers)
+        if self.outcomes:
+            for number in numbers:
+                self.outcomes.pop(number, None)
 
 
 class Events:

@@ -10,11 +10,15 @@ from statistics import median
 
 from tournant.observe.recording import FAILED, RETRIED, Recording, Slice
 from tournant.observe.usage import Steps, together
+from tournant.report import labelled
 
 #: Into how many parts a run is cut to show its use over time.
 PARTS = 20
 #: A queue that holds something for this share of the run is work that waits.
 _CROWDED = 0.7
+#: Workers that use a core for less than this share of their calls' time wait, for not even a busy machine takes so much from those that
+#: compute; and so little of a core do they use together.
+_COMPUTING, _ONE_CORE = 0.15, 0.7
 #: The name of the queue behind the last stage.
 _RESULTS = "results"
 
@@ -55,6 +59,11 @@ class StageTime:
     peak: int
     p50: float
 
+    @property
+    def label(self) -> str:
+        """The name as a table or a sentence can hold it."""
+        return labelled(self.name)
+
 
 class Figures:
     """What a verdict is found from.
@@ -69,7 +78,7 @@ class Figures:
         peaks: the most of them.
         counters: the counters, by name.
         measured: CPU time per second, where a counter ``cpu`` says so.
-        cores: cores held by workers: what the counter ``cores`` says, or else lanes at work.
+        cores: cores held by workers: what the counter ``cores`` says, or else lanes at work but for threads that only wait.
         stages: where the time of each stage went.
     """
 
@@ -96,6 +105,7 @@ class Figures:
             (one.began, one.ended)
             for one in slices
             if lanes[one.lane].kind in ("thread", "process")
+            and not lanes[one.lane].name.startswith("blocking")
         )
         self.measured = self.counters.get("cpu")
         self.cores = self.counters.get("cores") or in_lanes
@@ -177,6 +187,27 @@ class Figures:
             or (stage.on == "threads" and n not in waits and self.peaks[n] <= self.recording.cores)
         ]
 
+    def waits(self, n: int) -> bool:
+        """Tell whether the workers of a CPU stage wait for something else than a core: as far as their CPU time was measured."""
+        share = self.recording.stages[n].computing
+        if share is None or share >= _COMPUTING:
+            return False
+        # Many threads behind the interpreter lock compute little each, but one core's worth together.
+        at_work = self.running[n].while_any(self.start, self.end)
+        cores = share * self.stages[n].busy / (at_work or 1.0)
+        return self.stages[n].on == "processes" or cores < _ONE_CORE
+
+    @property
+    def computing(self) -> float | None:
+        """The share of their time in which the workers that hold cores use them; ``None`` where it was not measured."""
+        busy = cpu = 0.0
+        for n in self.pooled:
+            share = self.recording.stages[n].computing
+            if share is not None:
+                busy += self.stages[n].busy
+                cpu += share * self.stages[n].busy
+        return cpu / busy if busy else None
+
     @cached_property
     def alone(self) -> list[int]:
         """The stages that are a resource of their own."""
@@ -202,8 +233,7 @@ class Figures:
         queue = self.counters.get(f"queue: {name}")
         if queue is None or not self.length:
             return 0.0
-        full = sum(length for length, (held,) in together((queue,), self.start, self.end) if held)
-        return full / self.length
+        return queue.while_any(self.start, self.end) / self.length
 
     def trying_again(self, n: int) -> float:
         """Return the share of the run for which an item of a stage waited for its next attempt."""

@@ -37,10 +37,13 @@ class Stage(NamedTuple):
     Attributes:
         name: the stage's name.
         on: ``"loop"``, ``"threads"``, ``"processes"`` or ``"engine"``.
+        computing: CPU seconds of its workers per second of their calls, 0 to 1: near 0 they wait, near 1 they compute. Stages that are
+            called one after the other in one hand-over share one figure. ``None`` where it was not measured.
     """
 
     name: str
     on: str
+    computing: float | None = None
 
 
 class Slice(NamedTuple):

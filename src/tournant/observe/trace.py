@@ -11,6 +11,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -32,6 +33,7 @@ from tournant.observe.whole import whole_file
 __all__ = ["TraceError", "load_trace", "save_trace"]
 
 _LINES_AT_ONCE = 2_000
+_GZIP = b"\x1f\x8b"
 _WRITE = "write one with report.save_trace(path) or with --trace FILE of `tournant ingest` and `tournant batch`"
 #: Events that only viewers need; what they say is in the others too.
 _ONLY_SHOWN = frozenset("Mstfe")
@@ -93,14 +95,16 @@ def load_trace(path: str | Path) -> Recording:
         TraceError: it is no trace, or one that something else wrote, or damaged; the message says which.
     """
     path = Path(path)
+    # A pipe can be read only once.
+    source = path if path.is_file() else path.read_bytes()
     try:
-        about, events = _by_line(path)
+        about, events = _by_line(source, path)
         return _Reader(path, about).read(events)
     except _LaidOutAnew:
         pass
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _cut(path) from error
-    about, found = _whole(path)
+    about, found = _whole(source, path)
     return _Reader(path, about).read(iter(found))
 
 
@@ -108,17 +112,24 @@ class _LaidOutAnew(Exception):
     """The file's lines are not those that were written."""
 
 
-def _opened(path: Path) -> IO[str]:
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+def _opened(source: Path | bytes) -> IO[str]:
+    given: Path | IO[bytes]
+    if isinstance(source, bytes):
+        given, packed = BytesIO(source), source.startswith(_GZIP)
+    else:
+        given = source
+        with open(source, "rb") as file:
+            packed = file.read(2) == _GZIP
     if packed:
-        return gzip.open(path, "rt", encoding="utf-8", errors="replace", newline="\n")
-    return open(path, encoding="utf-8", errors="replace", newline="\n")
+        return gzip.open(given, "rt", encoding="utf-8", errors="replace", newline="\n")
+    if isinstance(given, Path):
+        return open(given, encoding="utf-8", errors="replace", newline="\n")
+    return TextIOWrapper(given, encoding="utf-8", errors="replace", newline="\n")
 
 
-def _by_line(path: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+def _by_line(source: Path | bytes, path: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
     """Return what is written before the events, and the events, if the file's lines are as they were written."""
-    with _opened(path) as file:
+    with _opened(source) as file:
         head = file.readline()
         if file.readline() != '"traceEvents":[\n' or not head.endswith(",\n"):
             raise _LaidOutAnew
@@ -129,7 +140,7 @@ def _by_line(path: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
 
     def events() -> Iterator[dict[str, Any]]:
         decode = json.JSONDecoder().decode
-        with _opened(path) as file:
+        with _opened(source) as file:
             file.readline()
             file.readline()
             for line in file:
@@ -149,12 +160,16 @@ def _by_line(path: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
     return about, events()
 
 
-def _whole(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _whole(source: Path | bytes, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the same from a file that is JSON in any layout."""
-    with _opened(path) as file:
+    with _opened(source) as file:
         text = file.read()
     if not text.strip():
         raise TraceError(f"{str(path)!r} is empty, no trace; {_WRITE}")
+    if text.lstrip()[:15].lower().startswith("<!doctype html"):
+        raise TraceError(
+            f"{str(path)!r} is a page, such as a timeline: open it in a browser; {_WRITE}"
+        )
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -200,7 +215,7 @@ class _Reader:
             TraceError: something is missing or makes no sense.
         """
         try:
-            stages = tuple(Stage(*map(original, stage)) for stage in self.other["stages"])
+            stages = tuple(map(_stage, self.other["stages"]))
             lanes = tuple(
                 Lane(original(kind), original(name), pid, original(group))
                 for kind, name, pid, group in self.other["lanes"]
@@ -272,6 +287,12 @@ class _Reader:
         if taken != len(samples):
             raise _cut(self.path)
         return tuple(found)
+
+
+def _stage(said: list[Any]) -> Stage:
+    name, on, *more = said
+    computing = _finite(more[0]) if more else None
+    return Stage(original(name), original(on), computing)
 
 
 def _slice(event: dict[str, Any], index: dict[str, int]) -> Slice:

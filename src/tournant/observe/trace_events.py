@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tournant.observe.recording import FAILED, Recording, Slice
+from tournant.observe.recording import FAILED, Recording, Slice, Stage
 
 VERSION = 1
 #: Categories: a call, the start of an overlapping call, an input's life, what an input was in, a mark.
@@ -47,6 +47,11 @@ def lines(recording: Recording) -> Iterator[str]:
         yield event + "\n" if first else "," + event + "\n"
         first = False
     yield "]}\n"
+
+
+def _stage(stage: Stage) -> list[Any]:
+    said: list[Any] = [plain(stage.name), plain(stage.on)]
+    return said if stage.computing is None else [*said, stage.computing]
 
 
 def plain(text: str) -> str:
@@ -161,7 +166,7 @@ def _about(recording: Recording, places: _Places) -> dict[str, Any]:
         "began": recording.began,
         "duration": recording.duration,
         "cores": recording.cores,
-        "stages": [[plain(part) for part in stage] for stage in recording.stages],
+        "stages": [_stage(stage) for stage in recording.stages],
         "lanes": [
             [plain(lane.kind), plain(lane.name), lane.pid, plain(lane.group)]
             for lane in recording.lanes

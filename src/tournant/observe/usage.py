@@ -69,6 +69,10 @@ class Steps:
         """Return the mean value over a stretch of time; 0 over none."""
         return self.area(start, end) / (end - start) if end > start else 0.0
 
+    def while_any(self, start: float, end: float) -> float:
+        """Return for how long the value was not 0 in a stretch of time."""
+        return sum(length for length, (value,) in together((self,), start, end) if value)
+
     def usual_peak(self, share: float = 0.001) -> float:
         """Return the highest value that was held, or exceeded, for at least such a share of the whole time.
 

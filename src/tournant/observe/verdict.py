@@ -7,11 +7,13 @@ from statistics import median
 
 from tournant.observe.figures import Figures, in_words
 from tournant.observe.usage import Steps, together
+from tournant.report import BOTTLENECK as _BOTTLENECK
+from tournant.report import paced
 
 #: Below this a run tells nothing.
 _SECONDS_AT_LEAST, _CALLS_AT_LEAST = 0.5, 8
-#: From this utilisation on a resource is called the bottleneck.
-_BOTTLENECK = 0.7
+#: From this share on those who hold cores' places are said to use the cores.
+MOSTLY_COMPUTING = 0.7
 #: Share of the run from which on a blocked loop, or a last call that everything waits for, is what to mend first.
 _BLOCKED, _TAIL = 0.2, 0.3
 #: The same for items that wait for their next attempt, and for results that nobody takes.
@@ -57,9 +59,9 @@ def verdict(figures: Figures) -> Verdict:
     share, n = max((_share(figures, n), n) for n in _working(figures))
     stage = figures.stages[n]
     used = (
-        f"the busiest stage, {stage.name}, is used to {share:.0%}"
+        f"the busiest stage, {stage.label}, is used to {share:.0%}"
         if share < _BOTTLENECK
-        else f"the busiest stage, {stage.name}, has {stage.at_once:.1f} calls under way on average, but nothing waits for it"
+        else f"the busiest stage, {stage.label}, has {stage.at_once:.1f} calls under way on average, but nothing waits for it"
     )
     return Verdict(
         "none",
@@ -73,6 +75,11 @@ def _short(figures: Figures) -> Verdict | None:
     count = sum(map(len, figures.calls))
     if count and figures.length >= _SECONDS_AT_LEAST and count >= _CALLS_AT_LEAST:
         return None
+    if not count and not figures.recording.lost:
+        return Verdict(
+            "short",
+            "no call was recorded: there was nothing to do, or TOURNANT_EVENTS=0 in the environment switches recording off",
+        )
     calls = "1 call" if count == 1 else f"{count:,} calls"
     if figures.recording.lost:
         return Verdict(
@@ -93,7 +100,7 @@ def _inline(figures: Figures) -> Verdict | None:
     if not lanes or any(lane.name != "inline" for lane in lanes):
         return None
     parts = ", ".join(
-        f"{stage.name} took {stage.busy / figures.length:.0%} of it"
+        f"{stage.label} took {stage.busy / figures.length:.0%} of it"
         for stage in figures.stages
         if stage.busy >= 0.05 * figures.length
     )
@@ -140,7 +147,7 @@ def _tail(figures: Figures) -> Verdict | None:
     return Verdict(
         "tail",
         f"for its last {length / figures.length:.0%} ({in_words(length)}) the run waits for one call of "
-        f"{figures.stages[longest.stage].name}{which}: put the largest inputs first in the source, or split them",
+        f"{figures.stages[longest.stage].label}{which}: put the largest inputs first in the source, or split them",
     )
 
 
@@ -149,11 +156,14 @@ def _gil(figures: Figures) -> Verdict | None:
         stage = figures.stages[n]
         if stage.on != "threads":
             continue
-        found = _told(figures, n) or _one_core(figures, n) or _slower_together(figures, n)
+        found = _told(figures, n) or _one_core(figures, n)
+        # Who waits holds no lock, whatever its calls take beside others.
+        if not found and not figures.waits(n):
+            found = _slower_together(figures, n)
         if found:
             return Verdict(
                 "gil",
-                f"the threads of {stage.name} use one core together: {found}; if it is Python code that holds the interpreter lock, "
+                f"the threads of {stage.label} use one core together: {found}; if it is Python code that holds the interpreter lock, "
                 "on='processes' lets it use all cores",
                 stage.name,
                 min(1.0, stage.at_once),
@@ -204,7 +214,8 @@ def _slower_together(figures: Figures, n: int) -> str | None:
         return None
     one, many = median(single), median(each for each, _ in crowd)
     width = median(at_once for _, at_once in crowd)
-    if one <= 0 or many / one < 0.85 * width:
+    # Something else, such as calls of another kind, makes them take very much longer.
+    if one <= 0 or not 0.85 * width <= many / one <= 2 * width:
         return None
     return f"a call takes {many / one:.1f} times as long while {width:.0f} run at once"
 
@@ -237,11 +248,24 @@ def _pool(figures: Figures) -> Verdict:
     share = min(1.0, area / (cores * figures.length))
     first, whole = stages[0], sum(stage.busy for stage in stages)
     of = "one core" if cores == 1 else f"{_count(cores)} cores"
+    number = next(n for n in figures.pooled if figures.stages[n] is first)
+    if figures.waits(number):
+        computing = figures.recording.stages[number].computing or 0.0
+        return Verdict(
+            "waiting",
+            f"{first.label} is the bottleneck: it holds its places on {of} for {share:.0%} of the run and computes for {computing:.0%} of that, "
+            "the rest it waits: more of its calls at once help, with on='threads', blocking=True and a higher concurrency, or as a coroutine; "
+            "more cores do not",
+            first.name,
+            share,
+        )
     if len(stages) == 1 or first.busy >= 0.75 * whole:
-        who = f"{first.name} is the bottleneck at {share:.0%} of {of}"
+        who = f"{first.label} is the bottleneck at {share:.0%} of {of}"
     else:
-        parts = ", ".join(f"{s.name} {s.busy / whole:.0%}" for s in stages if s.busy > 0.05 * whole)
-        who = f"the CPU stages are the bottleneck at {share:.0%} of {of}, {first.name} first ({parts} of it)"
+        parts = ", ".join(
+            f"{s.label} {s.busy / whole:.0%}" for s in stages if s.busy > 0.05 * whole
+        )
+        who = f"the CPU stages are the bottleneck at {share:.0%} of {of}, {first.label} first ({parts} of it)"
     return Verdict("cores", f"{who}: more cores help, more concurrency does not", first.name, share)
 
 
@@ -255,7 +279,7 @@ def _only_one(figures: Figures, n: int) -> Verdict:
     share = stage.at_once
     return Verdict(
         "worker",
-        f"{stage.name} is the bottleneck: it works on one call at a time and is busy for {share:.0%} of the run, while "
+        f"{stage.label} is the bottleneck: it works on one call at a time and is busy for {share:.0%} of the run, while "
         f"{_cores_used(figures)}: allow it more at once if what it does bears that, else give it larger batches",
         stage.name,
         share,
@@ -273,7 +297,7 @@ def _own(figures: Figures, n: int) -> Verdict:
     if share >= _BOTTLENECK and taken < 0.7 * total:
         return Verdict(
             "rate",
-            f"{stage.name} waits {of_time:.0%} of its time for its rate limit, in {share:.0%} of the run: only a higher limit, fewer or "
+            f"{stage.label} waits {of_time:.0%} of its time for its rate limit, in {share:.0%} of the run: only a higher limit, fewer or "
             "smaller calls, or a cache help; more cores and more concurrency do not",
             stage.name,
             share,
@@ -287,7 +311,7 @@ def _own(figures: Figures, n: int) -> Verdict:
     waited = f" and calls waited {of_time:.0%} of their time for one" if of_time >= 0.01 else ""
     return Verdict(
         "concurrency",
-        f"{stage.name} is the bottleneck: its {limit:.0f} places are taken for {occupied:.0%} of the run{waited}: a higher concurrency "
+        f"{stage.label} is the bottleneck: its {limit:.0f} places are taken for {occupied:.0%} of the run{waited}: a higher concurrency "
         "helps as far as what it calls bears it; more cores do not",
         stage.name,
         occupied,
@@ -317,7 +341,7 @@ def _retrying(figures: Figures) -> Verdict | None:
     stage = figures.stages[n]
     return Verdict(
         "retry",
-        f"items of {stage.name} wait for their next attempt in {share:.0%} of the run, {stage.retried:,} of its {stage.calls:,} calls "
+        f"items of {stage.label} wait for their next attempt in {share:.0%} of the run, {stage.retried:,} of its {stage.calls:,} calls "
         "having been tried again: fewer failures or shorter delays help; more cores and more concurrency do not",
         stage.name,
         share,
@@ -337,7 +361,7 @@ def _overhead(figures: Figures) -> Verdict | None:
                 mend += "; batches or larger pieces help against the last"
             return Verdict(
                 "overhead",
-                f"work stood before {stage.name} nearly all the time, and yet only {_cores_used(figures)}: {reasons}; {mend}",
+                f"work stood before {stage.label} nearly all the time, and yet only {_cores_used(figures)}: {reasons}; {mend}",
                 stage.name,
                 min(1.0, _share(figures, n)),
             )
@@ -353,14 +377,14 @@ def _source(figures: Figures) -> Verdict | None:
         return None
     idle = figures.stages[0].wait_input
     waits = (
-        f"; {figures.stages[0].name} had nothing to do for {idle / figures.length:.0%} of the run"
+        f"; {figures.stages[0].label} had nothing to do for {idle / figures.length:.0%} of the run"
         if idle and idle >= 0.1 * figures.length
         else ""
     )
     rate = len(begins) / figures.length
     return Verdict(
         "source",
-        f"the source is the bottleneck: it gave {rate:,.1f} inputs a second until the end, while {_cores_used(figures)}{waits}: make the "
+        f"the source is the bottleneck: it gave {paced(rate)} until the end, while {_cores_used(figures)}{waits}: make the "
         "source faster, or leave it; nothing in the pipeline would help",
         "source",
         1.0,
@@ -369,7 +393,11 @@ def _source(figures: Figures) -> Verdict | None:
 
 def _cores_used(figures: Figures) -> str:
     used = figures.cores.mean(figures.start, figures.end)
-    return f"{used:.1f} of {_count(figures.recording.cores)} cores were used"
+    said = f"{used:.1f} of {_count(figures.recording.cores)} cores were used"
+    computing = figures.computing
+    # Who waits on a core's place leaves the core to others.
+    low = computing is not None and computing < MOSTLY_COMPUTING
+    return f"{said} ({computing:.0%} of that is CPU time)" if low else said
 
 
 def _count(number: int) -> str:

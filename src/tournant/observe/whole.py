@@ -34,7 +34,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         with open(beside, "wb") as file:
             yield file
         os.replace(beside, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == os.fspath(beside):
+            # Nobody knows the name of what lies beside it.
+            error.filename, error.filename2 = os.fspath(path), None
         with suppress(OSError):
             beside.unlink()
         raise

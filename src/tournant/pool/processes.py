@@ -304,13 +304,15 @@ class _Merge:
                 ends.append((n, what))
                 self._at += 1
                 ends += [(n, failed) for failed in self._due()]
-            return Part(part.values, ends, True, part.times, part.last, part.since, part.sent)
+            return Part(
+                part.values, ends, True, part.times, part.last, part.since, part.sent, part.used
+            )
         values: list[Any] = list(self._due())
         for value in part.values:
             values.append(value)
             self._at += 1
             values += self._due()
-        return Part(values, None, True, part.times, part.last, part.since, part.sent)
+        return Part(values, None, True, part.times, part.last, part.since, part.sent, part.used)
 
     def _due(self) -> list[Failed]:
         due = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 from tournant.errors import BatchMismatch, StageExit, short
@@ -63,9 +63,11 @@ class Part:
         last: no part follows.
         since: when the worker began with this, after the part before, by its clock.
         sent: when the part was made.
+        used: of a chunk's last part: the seconds that its calls took, and the CPU seconds of the thread that made them; else
+            ``None``.
     """
 
-    __slots__ = ("ends", "last", "odd", "sent", "since", "times", "values")
+    __slots__ = ("ends", "last", "odd", "sent", "since", "times", "used", "values")
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class Part:
         last: bool,
         since: float = 0.0,
         sent: float = 0.0,
+        used: tuple[float, float] | None = None,
     ) -> None:
         self.values = values
         self.ends = ends
@@ -84,10 +87,11 @@ class Part:
         self.last = last
         self.since = since
         self.sent = sent
+        self.used = used
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Part, (
-            self.values, self.ends, self.odd, self.times, self.last, self.since, self.sent
+            self.values, self.ends, self.odd, self.times, self.last, self.since, self.sent, self.used
         )  # fmt: skip
 
 
@@ -100,6 +104,7 @@ class Outbox:
         "_sent",
         "_sent_ends",
         "_timed",
+        "cpu",
         "ends",
         "last_flush",
         "odd",
@@ -114,6 +119,8 @@ class Outbox:
         self.odd = False
         self.times: list[list[float]] = [[] for _ in range(steps)]
         self.last_flush = self.since = perf_counter()
+        #: CPU seconds of the worker's thread when it began.
+        self.cpu = 0.0
         self._send = send
         self._lock = lock
         self._sent = 0
@@ -149,8 +156,9 @@ class Outbox:
             new = spent[self._timed[k] :]
             self._timed[k] += len(new)
             times.append(new)
+        used = (sum(map(sum, self.times)), thread_time() - self.cpu) if last else None
         self.last_flush = perf_counter()
-        self._send(Part(values, ends, self.odd, times, last, self.since, self.last_flush))
+        self._send(Part(values, ends, self.odd, times, last, self.since, self.last_flush, used))
         return True
 
 
@@ -225,6 +233,7 @@ def run_chunk(
         part_bytes: send the children that have gathered when they come to more than this.
     """
     kind = steps[-1][0]
+    out.cpu = thread_time()
     if kind == "flat_map":
         finished = _run_flat(steps, values, out, wanted, context, skip, hold, part_bytes)
     elif len(steps) == 1 and kind in ("map", "map_batches"):

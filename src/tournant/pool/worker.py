@@ -260,7 +260,7 @@ def _travelling(part: Part) -> Part:
     if ends is not None:
         # A child that can't travel fails its parent: its place is taken by the failure.
         ends = [(n, _checked(what)) for n, what in ends]
-    return Part(values, ends, True, part.times, part.last, part.since, part.sent)
+    return Part(values, ends, True, part.times, part.last, part.since, part.sent, part.used)
 
 
 def _checked(value: Any) -> Any:

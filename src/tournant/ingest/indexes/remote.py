@@ -96,7 +96,7 @@ class RemoteLanceIndex(LanceIndex):
                             url, "there is no index here; make one with `tournant ingest`"
                         )
                     kept = {"format": FORMAT, **asdict(settings), "spec": ""}
-                    database.create_table(_IDENTITY, data=[kept], mode="overwrite")
+                    _keep(database, kept)
             if kept["format"] != FORMAT:
                 raise IndexDamaged(
                     url,
@@ -139,7 +139,7 @@ class RemoteLanceIndex(LanceIndex):
             kept = _identity(self._database) or {}
             if kept.get("spec") != spec:
                 row = {"format": FORMAT, **asdict(self._settings), "spec": spec}
-                self._database.create_table(_IDENTITY, data=[row], mode="overwrite")
+                _keep(self._database, row)
 
     def recall_embedder(self) -> str | None:
         """Return the embedder's spec, if one was kept."""
@@ -234,6 +234,12 @@ def _identity(database: Any) -> dict[str, Any] | None:
     table = _opened(database, _IDENTITY)
     rows = [] if table is None else table.to_arrow().to_pylist()
     return rows[0] if rows else None
+
+
+def _keep(database: Any, row: dict[str, Any]) -> None:
+    # To overwrite what isn't there is something that the store would complain of to the terminal.
+    mode = "create" if _opened(database, _IDENTITY) is None else "overwrite"
+    database.create_table(_IDENTITY, data=[row], mode=mode)
 
 
 def _opened(database: Any, name: str) -> Any:

@@ -96,7 +96,7 @@ def _run(number: int, recording: Recording, *, alone: bool) -> str:
     advice = advise(recording)
     # The run's own report has the figures that the advice is drawn from; a recording without one has them reckoned.
     text = recording.summary.strip("\n") or "\n".join(advice.lines)
-    sentence = advice.sentence
+    sentence = advice.statement
     if text.count("\n") < _SENTENCES and recording.summary:
         # Whoever made the recording said in a few words what it shows: theirs go before ours.
         sentence, text = text, ""
@@ -108,7 +108,7 @@ def _run(number: int, recording: Recording, *, alone: bool) -> str:
     parts = [
         f'<section class="run" id="run-{number}" aria-labelledby="run-{number}-title">',
         '<header class="run-head">',
-        f'<h2 id="run-{number}-title">{escape(recording.title)}</h2>',
+        f'<h2 id="run-{number}-title" title="{escape(recording.title)}">{escape(recording.title)}</h2>',
         f'<p class="facts">{escape(_facts(recording))}</p>',
         f'<p class="advice">{escape(sentence)}</p>' if sentence else "",
         f'<p class="lost">{escape(lost)}</p>' if lost else "",
@@ -127,9 +127,7 @@ def _facts(recording: Recording) -> str:
     facts = [
         _count(len(recording.inputs), "input"),
         _count(calls, "call"),
-        f"{recording.duration:,.3g} s"
-        if recording.duration < 100
-        else f"{recording.duration:,.0f} s",
+        _duration(recording.duration),
         _count(recording.cores, "core"),
     ]
     if recording.began > 0:
@@ -140,6 +138,16 @@ def _facts(recording: Recording) -> str:
         else:
             facts.append(f"{began:%Y-%m-%d %H:%M:%S} UTC")
     return " · ".join(facts)
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as the page itself tells it: ``5.85 ms``, ``17.2 s``, ``5 min 12 s``, ``10 h 0 min``."""
+    if seconds >= 120:
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    value, unit = (seconds, "s") if seconds >= 1 or not seconds else (seconds * 1e3, "ms")
+    return f"{value:.3g} {unit}"
 
 
 def _count(number: int, what: str) -> str:

@@ -98,7 +98,7 @@ def _recording(recording: Recording, columns: _Columns) -> dict[str, Any]:
         "cores": recording.cores,
         "lost": recording.lost,
         "tick": tick,
-        "stages": [list(stage) for stage in recording.stages],
+        "stages": [[stage.name, stage.on] for stage in recording.stages],
         "lanes": [list(lane) for lane in recording.lanes],
         "slices": _slices(slices, flat, tick, columns),
         "inputs": _inputs(numbers, spans, tick, columns),

@@ -27,6 +27,8 @@ _DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
+#: Documents are copied in as UTF-8, whatever PGCLIENTENCODING or the database say.
+_ALWAYS = {"client_encoding": "UTF8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ def parse(url: str) -> Address:
     found = [values.get("password", ""), values.get("sslpassword", "")]
     found.append(user.removesuffix("@").partition(":")[2])
     secrets = tuple(sorted({secret for secret in found if secret}, key=len, reverse=True))
-    return Address(make_conninfo("", **{**_DEFAULTS, **values}), schema, language, shown, secrets)
+    conninfo = make_conninfo("", **{**_DEFAULTS, **values, **_ALWAYS})
+    return Address(conninfo, schema, language, shown, secrets)
 
 
 def driver() -> Any:

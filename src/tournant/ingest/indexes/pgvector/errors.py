@@ -24,6 +24,7 @@ _PASSING = frozenset({
 _REASONS = {
     "53100": "the database's disk is full; free some space there and run again, what is done is kept",
     "53200": "the database is out of memory; give it more, or run fewer things on it, and run again",
+    "54000": "something is too long for the database ({said}); the path of a document may take about 2,700 bytes",
     "53400": "a limit of the database is reached ({said}); raise it and run again, what is done is kept",
     "42501": "its user lacks a right ({said}); grant it, or use another user",
     "25006": "the database takes no writes ({said}); name the primary server, not a standby",

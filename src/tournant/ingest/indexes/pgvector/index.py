@@ -48,6 +48,7 @@ PATIENCE = 60.0
 READERS_PATIENCE = 5.0
 _CONNECTIONS = 4  # as many as the server has threads for searches
 _SOURCES_PER_DELETE = 2_000
+_ANEW = "was built anew since it was opened here; open it again"
 
 _STAGING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS tournant_staging (
@@ -182,7 +183,12 @@ class PgvectorIndex:
     # --- writing ---
 
     def replace(self, documents: Sequence[EmbeddedDocument]) -> None:
-        """Put documents in, in one transaction; see `Index.replace`."""
+        """Put documents in, in one transaction; see `Index.replace`.
+
+        Raises:
+            IndexMismatch: the index was built anew meanwhile; open it again.
+            IndexMissing: it was dropped meanwhile.
+        """
         rows.check(documents, self.settings.dimensions)
         self._writing(lambda connection: self._replace(connection, documents))
         self._written += sum(len(document.chunks) for document in documents)
@@ -207,6 +213,7 @@ class PgvectorIndex:
                 [self._session, *map(list, zip(*table, strict=True))],
             )
             ids: dict[str, int] = dict(cursor.fetchall())
+            self._check_identity(connection)
             with connection.cursor().copy(
                 f"COPY tournant_staging ({rows.COLUMNS}) FROM STDIN (FORMAT binary)"
             ) as copy:
@@ -216,6 +223,11 @@ class PgvectorIndex:
                 schema.filled(sql.SQL(_SHORTER), self._address), [list(ids.values())]
             )
             connection.execute(schema.filled(sql.SQL(_PUT), self._address, **fill))
+
+    def _check_identity(self, connection: Connection) -> None:
+        """See that this is still the index that was opened: vectors of another embedder would not fit among these."""
+        if schema.identity(connection, self._address) != self._stored.identity:
+            raise IndexMismatch(self.directory, _ANEW)
 
     def remove(self, sources: Iterable[str]) -> int:
         """Take sources out; see `Index.remove`."""
@@ -316,9 +328,7 @@ class PgvectorIndex:
             SearchFailed,
         )
         if identity not in (None, self._stored.identity):
-            raise IndexMismatch(
-                self.directory, "was built anew since it was opened here; open it again"
-            )
+            raise IndexMismatch(self.directory, _ANEW)
         return hits
 
     def size_bytes(self) -> int:

@@ -29,6 +29,8 @@ DEFAULT_LANGUAGE = (
 _INLINE = 1_800
 EXTENSION = "vector"
 _OLDEST_EXTENSION = (0, 8)  # the first that goes on searching when what it found has been deleted
+_OLDEST_SERVER = 13  # the first that pgvector 0.8 runs in
+_ENCODING = "UTF8"
 
 _TABLES = """
 CREATE TABLE {s}.tournant (
@@ -107,7 +109,7 @@ def ensure(connection: Connection, address: Address, settings: IndexSettings | N
         IndexMissing: there is none, and none is to be made.
         IndexMismatch: it was built with other settings.
         IndexDamaged: it was written by a newer version, or something else has its name.
-        IndexWriteFailed: the database lacks pgvector, or the user a right.
+        IndexWriteFailed: the database lacks pgvector or is too old, or the user lacks a right.
     """
     row = _row(connection, address)
     if row is None and settings is None:
@@ -148,6 +150,13 @@ def recall(connection: Connection, address: Address) -> str | None:
     return None if row is None or row[0] is None else str(row[0])
 
 
+def identity(connection: Connection, address: Address) -> str | None:
+    """Return the identity of the index that is there now, or None."""
+    query = sql.SQL("SELECT identity::text FROM {s}.tournant")
+    row = connection.execute(filled(query, address)).fetchone()
+    return None if row is None else str(row[0])
+
+
 def filled(query: sql.SQL, address: Address, **more: sql.Composable) -> sql.Composed:
     """Put the schema, and other names, into a statement."""
     return query.format(s=sql.Identifier(address.schema), **more)
@@ -171,7 +180,24 @@ def _row(connection: Connection, address: Address) -> tuple[Any, ...] | None:
         ) from None
 
 
+def _check_server(connection: Connection, address: Address) -> None:
+    version = connection.info.server_version // 10_000
+    if version < _OLDEST_SERVER:
+        raise IndexWriteFailed(
+            address.shown,
+            f"the database is PostgreSQL {version}, and {_OLDEST_SERVER} or later is needed; upgrade it, or use another server",
+        )
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != _ENCODING:
+        raise IndexWriteFailed(
+            address.shown,
+            f"the database {connection.info.dbname!r} has the encoding {encoding}, which can't hold every text; make one with "
+            f"`createdb --encoding {_ENCODING} --template template0 NAME`, and name it in the URL",
+        )
+
+
 def _create(connection: Connection, address: Address, settings: IndexSettings) -> None:
+    _check_server(connection, address)
     extension = _extension(connection) or _make_extension(connection, address)
     if _version(extension[1]) < _OLDEST_EXTENSION:
         raise IndexWriteFailed(
@@ -240,7 +266,7 @@ def _check_language(address: Address, language: str) -> None:
     if address.language not in (None, language):
         raise IndexDamaged(
             address.shown,
-            f"was built with language={language}, not {address.language}; leave it out of the URL, or ingest into another "
+            f"was built with language={language}, not {address.language}; leave it out of the URL, or ingest into "
             "another index (another index=NAME)",
         )
 

@@ -1,6 +1,7 @@
 """Searching in PostgreSQL: by words, by vector, and by both at once.
 
-All statements of one search run in one read-only snapshot, so what they find together existed together. By vector, the inner product of
+A search by vector is one statement. All statements of another search run in one read-only snapshot, so what they find together existed
+together. By vector, the inner product of
 vectors of length 1 is the cosine, as in the LanceDB index. By words, PostgreSQL has no BM25: its ``ts_rank`` (how often a word
 stands in a chunk, damped, over the logarithm of the chunk's length) of each word is weighed by the word's rarity, which the
 planner's statistics know. Of words that stand in very many chunks only some thousand of these are ranked.
@@ -24,6 +25,7 @@ from tournant.ingest.indexes.pgvector.address import Address
 from tournant.ingest.indexes.pgvector.connections import Connection
 from tournant.ingest.indexes.pgvector.rows import storable, vector_literal
 from tournant.ingest.indexes.pgvector.schema import Stored, filled
+from tournant.ingest.indexes.pgvector.structures import halved
 from tournant.ingest.indexes.searching import FUSED_DEPTH, RANK_CONSTANT, Query
 from tournant.ingest.sources import from_store
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: How many candidates HNSW keeps: more find more of the true neighbours, and take longer.
-EF_SEARCH = 200
+EF_SEARCH = 150
 _RANKED = 2_000  # chunks that the words of one search may lead to
 _MOST_WORDS = 24
 _FRESH = 60.0  # seconds for which the planner's figures are kept
@@ -47,15 +49,30 @@ SELECT (SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = '{s}.chunks'::re
     most_common_elems::text::text[], most_common_elem_freqs FROM pg_stats
 WHERE schemaname = %s AND tablename = 'chunks' AND attname = 'words'
 """
-_BY_VECTOR = """
-SELECT document, ordinal, -(vector OPERATOR({v}.<#>) %s::{v}.vector) FROM {s}.chunks
-ORDER BY vector OPERATOR({v}.<#>) %s::{v}.vector LIMIT %s
+_NEAREST = "ORDER BY vector OPERATOR({v}.<#>) %(vector)s::{v}.vector LIMIT %(k)s"
+# Where the structure has numbers of half the length, some more are taken and ranked by the whole ones.
+_NEAREST_HALF = """
+ORDER BY (vector::{v}.halfvec({dimensions})) OPERATOR({v}.<#>) %(vector)s::{v}.halfvec({dimensions}) LIMIT %(more)s
 """
-_HITS = """
+_BY_VECTOR = """
+SELECT document, ordinal, score FROM (
+    SELECT document, ordinal, -(vector OPERATOR({v}.<#>) %(vector)s::{v}.vector) AS score FROM {s}.chunks {nearest}
+) AS c ORDER BY score DESC, document, ordinal LIMIT %(k)s
+"""
+_COLUMNS = """
 SELECT c.document, c.ordinal, d.source, c.start_at, c.end_at, c.text, d.title, d.media_type,
     (SELECT identity::text FROM {s}.tournant)
+"""
+_HITS_BY_VECTOR = f"""
+{_COLUMNS}, c.score FROM (
+    SELECT document, ordinal, start_at, end_at, text, -(vector OPERATOR({{v}}.<#>) %(vector)s::{{v}}.vector) AS score
+    FROM {{s}}.chunks {{nearest}}
+) AS c JOIN {{s}}.documents AS d ON d.id = c.document ORDER BY c.score DESC, c.document, c.ordinal LIMIT %(k)s
+"""
+_HITS = f"""
+{_COLUMNS}
 FROM unnest(%s::bigint[], %s::int[]) AS f (document, ordinal)
-JOIN {s}.chunks AS c USING (document, ordinal) JOIN {s}.documents AS d ON d.id = c.document
+JOIN {{s}}.chunks AS c USING (document, ordinal) JOIN {{s}}.documents AS d ON d.id = c.document
 """
 
 
@@ -92,8 +109,10 @@ class _Word:
 
 def prepare(connection: Connection) -> None:
     """Set what searches need, once for a connection."""
+    # Compiling a statement takes longer than any of these runs.
     connection.execute(
-        "SELECT set_config('hnsw.ef_search', %s, false), set_config('hnsw.iterative_scan', 'strict_order', false)",
+        "SELECT set_config('hnsw.ef_search', %s, false), set_config('hnsw.iterative_scan', 'strict_order', false), "
+        "set_config('jit', 'off', false)",
         [str(EF_SEARCH)],
     )
 
@@ -109,12 +128,14 @@ def search(
     Raises:
         psycopg.Error: the database could not answer.
     """
+    if query.mode == "vector":
+        assert query.vector is not None
+        rows = _vector_rows(connection, address, stored, _HITS_BY_VECTOR, query.vector, query.k)
+        hits = [_to_hit(row, row[9]) for row in rows]
+        return hits, rows[0][8] if rows else None
     with _snapshot(connection):
         if query.mode == "text":
             best = _by_words(connection, address, stored, rarity, query.text, query.k)
-        elif query.mode == "vector":
-            assert query.vector is not None
-            best = _by_vector(connection, address, stored, query.vector, query.k)
         else:
             assert query.vector is not None
             depth = max(query.k, FUSED_DEPTH)
@@ -150,17 +171,32 @@ def _snapshot(connection: Connection) -> Iterator[None]:
 
 
 def _to_hit(row: tuple[Any, ...], score: float) -> Hit:
-    _, ordinal, source, start, end, text, title, media_type, _ = row
+    _, ordinal, source, start, end, text, title, media_type, *_ = row
     return Hit(from_store(source), ordinal, start, end, text, score, title, media_type)
 
 
 def _by_vector(
     connection: Connection, address: Address, stored: Stored, vector: NDArray[np.float32], k: int
 ) -> list[tuple[Place, float]]:
-    literal = vector_literal(vector)
-    statement = filled(sql.SQL(_BY_VECTOR), address, v=sql.Identifier(stored.extension))
-    rows = connection.execute(statement, [literal, literal, k], prepare=False)
+    rows = _vector_rows(connection, address, stored, _BY_VECTOR, vector, k)
     return [((row[0], row[1]), float(row[2])) for row in rows]
+
+
+def _vector_rows(
+    connection: Connection,
+    address: Address,
+    stored: Stored,
+    query: str,
+    vector: NDArray[np.float32],
+    k: int,
+) -> list[tuple[Any, ...]]:
+    extension, dimensions = sql.Identifier(stored.extension), stored.settings.dimensions
+    nearest = sql.SQL(_NEAREST_HALF if halved(dimensions) else _NEAREST).format(
+        v=extension, dimensions=sql.Literal(dimensions)
+    )
+    statement = filled(sql.SQL(query), address, v=extension, nearest=nearest)
+    values = {"vector": vector_literal(vector), "k": k, "more": 2 * k + FUSED_DEPTH}
+    return connection.execute(statement, values, prepare=False).fetchall()
 
 
 def _by_words(

@@ -1,6 +1,6 @@
 """The search structures over the chunks: HNSW over the vectors and GIN over the words. When they are built, and by whom.
 
-A table that is filled with both in place takes a tenth of the chunks per second, so they are built when a writer is done: at the end of
+A table that is filled with both in place takes a twentieth of the chunks per second, so they are built when a writer is done: at the end of
 the first ingest that leaves enough chunks. Until then, and below that, searches look at every row, which is exact. From then on
 PostgreSQL keeps them up to date with every commit. They are built beside running reads and writes
 (``CREATE INDEX CONCURRENTLY``), by one process at a time; what a killed one left half-built is dropped and built again.
@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 #: Chunks from which on looking at every row is slower than a structure.
 FEWEST_ROWS = 5_000
-#: The longest vectors that HNSW takes. Longer ones are searched row by row.
+#: The longest vectors that HNSW takes, and the longest that it takes as numbers of two bytes. Longer ones are searched row by row.
 MOST_DIMENSIONS = 2_000
+MOST_HALF_DIMENSIONS = 4_000
 _BUILD_MEMORY = (64 << 20, 1 << 30)  # bytes, at least and at most, where the database gives less
 _NODE = 400  # bytes of a vector's links while they are built
 _ANALYZE_SHARE = 0.1
@@ -39,6 +40,14 @@ class _Structure:
 
 _WORDS = _Structure("chunks_words", "gin (words)")
 _VECTORS = _Structure("chunks_vector", "hnsw (vector {v}.vector_ip_ops)")
+_HALF_VECTORS = _Structure(
+    "chunks_vector", "hnsw ((vector::{v}.halfvec({dimensions})) {v}.halfvec_ip_ops)"
+)
+
+
+def halved(dimensions: int) -> bool:
+    """Tell whether the structure over vectors of so many dimensions has numbers of two bytes."""
+    return MOST_DIMENSIONS < dimensions <= MOST_HALF_DIMENSIONS
 
 
 def build(
@@ -61,8 +70,8 @@ def build(
     ).fetchone()
     chunks = 0 if row is None else int(row[0])
     wanted = [_WORDS]
-    if stored.settings.dimensions <= MOST_DIMENSIONS:
-        wanted.append(_VECTORS)
+    if stored.settings.dimensions <= MOST_HALF_DIMENSIONS:
+        wanted.append(_HALF_VECTORS if halved(stored.settings.dimensions) else _VECTORS)
     missing = [each for each in wanted if _state(connection, address, each) is not True]
     if chunks >= max(fewest, 1) and missing:
         _build_all(connection, address, stored, missing, chunks)
@@ -114,7 +123,9 @@ def _build_one(
         "pg_size_bytes(current_setting('maintenance_work_mem')) / 1024)::text || 'kB', false)",
         [need // 1024],
     )
-    definition = sql.SQL(structure.definition).format(v=sql.Identifier(stored.extension))
+    definition = sql.SQL(structure.definition).format(
+        v=sql.Identifier(stored.extension), dimensions=sql.Literal(stored.settings.dimensions)
+    )
     query = sql.SQL("CREATE INDEX CONCURRENTLY {name} ON {s}.chunks USING {definition}")
     names = {"name": sql.Identifier(structure.name), "definition": definition}
     logger.info("building %s of index %s over %d chunks", structure.name, address.shown, chunks)

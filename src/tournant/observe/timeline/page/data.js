@@ -1,6 +1,7 @@
 // The recordings as the page works with them: columns of numbers, times in seconds.
 
 import { inflate } from "./inflate.js";
+import { visible } from "./words.js";
 
 const ARRAYS = {
   B1: Uint8Array,
@@ -60,8 +61,8 @@ function decoded({ slices, inputs, counters, marks, stages, lanes, tick, ...rest
   });
   return {
     ...rest,
-    stages: stages.map(([name, on]) => ({ name, on })),
-    lanes: lanes.map(([kind, name, pid, group]) => ({ kind, name, pid, group })),
+    stages: stages.map(([name, on]) => ({ name: visible(name), on })),
+    lanes: lanes.map(([kind, name, pid, group]) => ({ kind, name: visible(name), pid, group })),
     count: begin.length,
     lane: read(slices.lane),
     stage: read(slices.stage),

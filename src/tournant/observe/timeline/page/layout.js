@@ -80,7 +80,7 @@ export function bands(section, above) {
       put({ kind: "lane", lane, name: lane.name, about: said(lane), rows, strip }, rows + strip);
     }
     for (const counter of run.counters.filter((one) => one.group === group)) {
-      const unit = counter.unit === "cores" ? `of ${run.cores}` : counter.unit;
+      const unit = counter.unit === "cores" ? `of ${run.cores}` : counter.unit === "items" && counter.top === 1 ? "item" : counter.unit;
       put({ kind: "chart", counter, name: counter.name, about: `up to ${digits(counter.top)} ${unit}` }, CHART);
     }
   }

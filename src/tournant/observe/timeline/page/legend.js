@@ -26,8 +26,8 @@ export class Legend {
     }
     run.stages.forEach(({ name, on }, stage) => {
       const button = el("button", { type: "button", "aria-pressed": "false", "data-legend": "stage" },
-        swatch(stage), name, el("small", {}, ` ${WHERE[on] ?? on}, ${duration(time[stage])}`));
-      button.title = "Show this stage alone";
+        swatch(stage), el("span", {}, name), el("small", {}, ` ${WHERE[on] ?? on}, ${duration(time[stage])}`));
+      button.title = `${name}\nShow this stage alone`;
       button.addEventListener("click", () => section.alone(section.only === stage ? null : stage));
       element.append(button);
     });

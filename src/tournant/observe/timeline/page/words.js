@@ -39,4 +39,9 @@ export function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 }
 
+/** A name as it can be seen: one of nothing but blanks and invisible signs is none. */
+export function visible(name) {
+  return /[^\p{C}\p{Z}\p{Default_Ignorable_Code_Point}]/u.test(name) ? name : "(no name)";
+}
+
 export const percent = (share) => `${Math.round(share * 100)} %`;
