@@ -72,6 +72,18 @@ def test_an_ingest_on_two_nodes_makes_the_index_that_one_machine_makes_and_follo
     assert rows(tmp_path / "there") == rows(tmp_path / "here")
 
 
+def test_what_others_print_during_a_run_on_a_cluster_does_not_reach_standard_output(capsys):
+    """Ray prints there when a node dies, in the middle of what was to be JSON."""
+    from argparse import Namespace
+
+    from tournant.cli.clusters import own_output
+
+    with own_output(Namespace(cluster="ray")):
+        print("(raylet) a node died")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "(raylet) a node died\n")
+
+
 def test_a_node_that_does_not_see_the_files_ends_the_ingest_and_says_so(
     ray_cluster, folder: Path, tmp_path: Path, monkeypatch
 ):

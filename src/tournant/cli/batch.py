@@ -161,7 +161,9 @@ def _batch(args: argparse.Namespace, running: list[BatchRun]) -> int:
             stop.attach(batch)
 
         try:
-            outcome = run_batch(BatchOptions(**_given(args)), on_start=started)
+            options = BatchOptions(**_given(args))
+            with clusters.own_output(args):
+                outcome = run_batch(options, on_start=started)
         except InvalidBatch as error:
             wrong = list(error_lines(InvalidBatch(_spoken(str(error)))))
         except BatchStopped as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
 from tournant.cli.arguments import positive
@@ -45,6 +47,11 @@ def cluster_of(args: argparse.Namespace) -> Ray | None:
             "--nodes says how much of a cluster is used: give --cluster ray as well, or leave it out"
         )
     return replace(cluster, nodes=args.nodes)
+
+
+def own_output(args: argparse.Namespace) -> AbstractContextManager[object]:
+    """Keep standard output for the command while a run is on a cluster: Ray writes there what it has to say of its nodes."""
+    return nullcontext() if args.cluster is None else redirect_stdout(sys.stderr)
 
 
 def _cluster(text: str) -> Ray:

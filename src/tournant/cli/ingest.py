@@ -140,7 +140,8 @@ def _ingest(args: argparse.Namespace, running: list[Watched]) -> int:
             given["cache"] = default_cache() if args.cache is _USERS_OWN else args.cache
         options = IngestOptions(paths=tuple(args.paths), index=args.index, **given)
         try:
-            outcome = run_ingest(options, on_start=started)
+            with clusters.own_output(args):
+                outcome = run_ingest(options, on_start=started)
         except TournantError as error:
             if stop.cancelled:
                 # Whatever comes of cutting a run off is what was asked for.
