@@ -5,15 +5,20 @@ N nodes, by the utilisation law: no resource can be used for more than all of th
 cores of the nodes, the cores of the driver (dealing, the ledger, a writer that stays there), and the network into the
 driver. The slowest of them is the bound; starting Ray and the actors, and the last shard's tail, are added once.
 
-`--check FILE` takes what `benchmarks cluster --json` measured: the demand of one node's documents is taken from the
-one-node run alone, and the two-node run is predicted from it and compared.
+`--check FILE` takes what `benchmarks cluster --json` measured: from the demands of each stage in the local run on one core, and from what that
+core did between them, the runs of one and two nodes are predicted and compared. There nodes and driver share one machine, whose cores are one more resource.
 """
 
 import argparse
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+#: Seconds of the driver's core that an input costs, dealt and taken in.
+DEALING = 60e-6
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Job:
     """
 
     node_seconds: float
-    driver_seconds: float = 60e-6
+    driver_seconds: float = DEALING
     driver_bytes: float = 0.0
     start_seconds: float = 5.0
     shard_seconds: float = 0.25
@@ -44,12 +49,14 @@ class Machine:
         price: of a node, in an hour.
         driver_cores: that the driver's writing can use.
         bytes_per_second: into the driver.
+        shared: cores of a single machine on which nodes and driver all run; 0 where each has its own.
     """
 
     cores: int = 2
     price: float = 0.10
     driver_cores: float = 1.0
     bytes_per_second: float = 125e6
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ def outlook(job: Job, machine: Machine, nodes: int, documents: int) -> Outlook:
             machine.bytes_per_second / job.driver_bytes if job.driver_bytes else math.inf
         ),
     }
+    if machine.shared:
+        rates["the machine's cores"] = machine.shared / (job.node_seconds + job.driver_seconds)
     bound = min(rates, key=lambda name: rates[name])
     tail = job.shard_seconds / 2 if nodes > 1 else 0.0
     took = job.start_seconds + documents / rates[bound] + tail
@@ -87,21 +96,34 @@ def outlook(job: Job, machine: Machine, nodes: int, documents: int) -> Outlook:
     return Outlook(nodes, rates[bound] * 3600, bound, took, cost)
 
 
-def check(path: Path) -> list[str]:
-    """Predict the two-node runs from the one-node runs of a file of `benchmarks.cluster`; return a line for each."""
+def check(results: list[dict[str, Any]], cores: int | None = None) -> list[str]:
+    """Predict the runs of `benchmarks.cluster` from the stages' demands in the local run; return a line for each.
+
+    Args:
+        results: what `benchmarks.cluster` found.
+        cores: of the machine that nodes and driver share. Default: this one's.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
     lines = []
-    for result in json.loads(path.read_text()):
-        one, two = (
-            result["results"]["1 node(s) of 1 core"],
-            result["results"]["2 node(s) of 1 core"],
+    for result in results:
+        demands, there = result["demands"], result["at_driver"]
+        stages = sum(demand for name, demand in demands.items() if name not in there)
+        # What a core does besides: hops between processes, and waiting for them.
+        beside = max(0.0, result["results"]["local engine, 1 core(s)"] / result["items"] - stages)
+        job = Job(
+            stages + beside, DEALING + sum(demands[name] for name in there), start_seconds=0.0
         )
-        items = result["items"]
-        job = Job(node_seconds=one / items, start_seconds=0.0)
-        predicted = outlook(job, Machine(cores=1), 2, items).seconds
+        said = ", ".join(f"{name} {demand * 1e3:.2f}" for name, demand in demands.items())
         lines.append(
-            f"{result['benchmark']}: two nodes predicted {predicted:.2f} s, measured {two:.2f} s "
-            f"({predicted / two - 1:+.1%})"
+            f"{result['benchmark']}: milliseconds of a core per item: {said}, between them {beside * 1e3:.2f}"
         )
+        for nodes, who in ((1, "1 node of 1 core"), (2, "2 nodes of 1 core")):
+            predicted = outlook(job, Machine(cores=1, shared=cores), nodes, result["items"])
+            measured = result["results"][who]
+            lines.append(
+                f"  {who}: predicted {predicted.seconds:.2f} s, measured {measured:.2f} s "
+                f"({predicted.seconds / measured - 1:+.1%}), bound by {predicted.bound}"
+            )
     return lines
 
 
@@ -127,13 +149,13 @@ def main() -> None:
     parser.add_argument("--check", type=Path, help="what benchmarks cluster --json wrote")
     arguments = parser.parse_args()
     if arguments.check is not None:
-        print("\n".join(check(arguments.check)))
+        print("\n".join(check(json.loads(arguments.check.read_text()))))
         return
     if not arguments.demand:
         parser.error("give at least one --demand STAGE=SECONDS; a report's busy / items is one")
     total = sum(float(part.partition("=")[2]) for part in arguments.demand)
     here = sum(float(part.partition("=")[2]) for part in arguments.driver)
-    job = Job(total, 60e-6 + here, arguments.bytes, arguments.start)
+    job = Job(total, DEALING + here, arguments.bytes, arguments.start)
     machine = Machine(arguments.cores, arguments.price)
     print(f"{'nodes':>6}{'documents/h':>14}{'hours':>9}{'cost':>9}  bound by")
     for count in map(int, arguments.nodes.split(",")):

@@ -385,7 +385,7 @@ class Pipeline:
 
         Args:
             inline: run everything in one thread, in order, without the pool; for debuggers and tests.
-            cluster: ``"ray"``, ``"ray:HOST:6379"`` or `tournant.cluster.Ray`: run the stages on the nodes of a Ray cluster.
+            cluster: ``"ray"``, ``"ray://HOST:6379"`` or `tournant.cluster.Ray`: run the stages on the nodes of a Ray cluster.
             on_start: called once, on the run's thread, with a `Watched` to watch, drain or cancel the run by.
 
         Raises:

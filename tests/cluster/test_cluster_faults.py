@@ -134,6 +134,45 @@ def test_a_driver_that_is_killed_repeats_only_what_was_not_acknowledged(ray, tmp
         assert ledger.counts().done == 600
 
 
+DRAINED = """
+import sys
+from pathlib import Path
+import cluster_samples as samples, tournant as tn
+from tournant.cli.signals import StopOnSignals
+with StopOnSignals(print) as stop:
+    report = tn.Pipeline(range(1_000_000)).for_each(samples.Sink(Path(sys.argv[2]), 0.003)).run(
+        cluster=tn.cluster.Ray(address=sys.argv[1]), on_start=stop.attach
+    )
+print(report.sourced, report.done + report.interrupted, report.done)
+"""
+
+
+def test_a_driver_that_gets_sigterm_drains(ray, tmp_path: Path, until):
+    """Ray has a handler of its own for it, which would abort the process."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRAINED, ray.address, str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert until(lambda: len(samples.log(tmp_path)) >= 20 or driver.poll() is not None, 60)
+        driver.send_signal(signal.SIGTERM)
+        said, wrong = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == 0, wrong
+    assert "Stopping: what is in flight is being finished" in said
+    sourced, accounted, done = map(int, said.split()[-3:])
+    assert sourced == accounted >= done == len(samples.written(tmp_path))
+
+
 def test_a_node_that_is_ten_times_slower_gets_less(ray, tmp_path: Path):
     results = tn.Pipeline(range(400)).map(samples.SlowOnOne(tmp_path)).collect(cluster=ray)
     assert sorted(value for value, _ in results) == list(range(400))
@@ -141,3 +180,54 @@ def test_a_node_that_is_ten_times_slower_gets_less(ray, tmp_path: Path):
     done = Counter(pid for _, pid in results)
     assert len(done) == 2
     assert done[slow] < 400 / 4
+
+
+INGEST = "import sys; from tournant.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_an_ingest_that_loses_a_node_and_then_its_driver_ends_with_every_document_once(
+    ray, ray_cluster, tmp_path: Path, until
+):
+    pytest.importorskip("lancedb")
+    pytest.importorskip("wordllama")
+    from tournant.ingest.chunkers import ChunkSettings, SemanticChunker
+    from tournant.ingest.indexes.locations import open_index
+    from tournant.ingest.job import IngestOptions, run_ingest, status
+    from tournant.ingest.readers.registry import read
+
+    folder, index = tmp_path / "docs", tmp_path / "index"
+    folder.mkdir()
+    for n in range(600):
+        paragraphs = [f"Paragraph {i} of {n:03}. " * 20 for i in range(30)]
+        (folder / f"{n:03}.txt").write_text("\n\n".join(paragraphs))
+
+    def documents() -> int:
+        try:
+            return status(str(index)).documents
+        except tn.TournantError:
+            return 0
+
+    command = [sys.executable, "-c", INGEST, "ingest", str(folder), "--index", str(index)]
+    driver = subprocess.Popen(
+        [*command, "--cluster", f"ray://{ray.address}", "--quiet"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert until(lambda: documents() > 0 or driver.poll() is not None, 60)
+        ray_cluster.kill(ray_cluster.nodes[-1])
+        before = documents()
+        assert until(lambda: documents() > before or driver.poll() is not None, 60)
+    finally:
+        driver.kill()
+        _, said = driver.communicate()
+        ray_cluster.add()
+    assert driver.returncode == -signal.SIGKILL, said
+    outcome = run_ingest(IngestOptions((str(folder),), str(index), cluster=ray))
+    assert outcome.report.skipped > 0
+    assert (outcome.report.done + outcome.report.skipped, outcome.rejected) == (600, ())
+    chunks = SemanticChunker(ChunkSettings()).chunk(read(str(folder / "000.txt"), 10**6))
+    with open_index(index) as there:
+        assert len(there.sources()) == 600
+        assert there.counts().chunks == 600 * len(chunks)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cluster_samples as samples
@@ -35,14 +40,39 @@ def test_both_nodes_work_and_ordered_gives_the_results_in_the_sources_order(ray,
     assert {n for piece in recording.slices for n in piece.inputs} <= set(range(500))
 
 
-def test_process_stages_have_their_workers_on_the_nodes_and_state_is_built_per_node(ray):
-    pipeline = tn.Pipeline(range(300)).map(
-        samples.with_model, on="threads", state=tn.PerWorker(samples.Model)
-    )
-    models = {pid for _, pid in pipeline.collect(cluster=ray)}
-    assert 1 <= len(models) <= 2
+def test_state_is_built_on_each_node_once(ray, tmp_path: Path):
+    model = tn.PerWorker(partial(samples.Model, tmp_path))
+    pipeline = tn.Pipeline(range(300)).map(samples.with_model, on="threads", state=model)
+    nodes = {pid for _, pid in pipeline.collect(cluster=ray)}
+    built = [int(line) for line in (tmp_path / "built").read_text().split()]
+    assert len(nodes) == 2
+    assert sorted(built) == sorted(nodes)
+
+
+def test_process_stages_have_their_workers_on_the_nodes(ray):
     results = tn.Pipeline(range(50)).map(samples.where, on="processes").collect(cluster=ray)
     assert sorted(value for value, _ in results) == list(range(50))
+    assert os.getpid() not in {parent for _, parent in results}
+
+
+def test_progress_adds_up_over_the_nodes_while_they_work(ray, tmp_path: Path, until):
+    """Every input from the twentieth on waits at a gate, so what both nodes hold can be seen."""
+    pipeline = tn.Pipeline(range(100)).map(samples.Gate(tmp_path), name="gate", concurrency=64)
+    run = pipeline.start(cluster=ray)
+    try:
+
+        def at_the_gate() -> bool:
+            (stage,) = run.snapshot().stages
+            return (stage.items_in + stage.queued, stage.items_out) == (100, 20) and (
+                stage.running == stage.items_in - 20 > 64
+            )
+
+        assert until(at_the_gate, 60), run.snapshot()
+        assert run.snapshot().stages[0].limit == 128
+    finally:
+        (tmp_path / "open").touch()
+    report = run.wait()
+    assert (report.done, report.stages[0].items_out) == (100, 100)
 
 
 def test_what_lives_in_a_function_travels_by_value_and_comes_back_as_the_same_class(ray):
@@ -53,6 +83,33 @@ def test_what_lives_in_a_function_travels_by_value_and_comes_back_as_the_same_cl
     results = tn.Pipeline(range(5)).map(lambda value: Found(value), on="loop").collect(cluster=ray)
     assert sorted(found.value for found in results) == list(range(5))
     assert all(type(found) is Found for found in results)
+
+
+def test_results_of_process_stages_come_back_as_they_are_and_fail_alone_where_they_can_not(ray):
+    """They are pickled in the worker process, by each kind of stage."""
+
+    class Found:
+        def __init__(self, value):
+            self.value = value
+
+    def rows(values):
+        return [value if value == 3 else Found(value) for value in values]
+
+    def children(value):
+        if value == 3:
+            yield threading.Lock()
+        yield from [Found(value)] * 2
+
+    pipeline = tn.Pipeline(range(6), on_error="skip")
+    rows_back = pipeline.map_batches(rows, size=4, on="processes").collect(cluster=ray)
+    assert sorted(v if v == 3 else v.value for v in rows_back) == list(range(6))
+    assert {type(found) for found in rows_back} == {int, Found}
+    found: list = []
+    cut = pipeline.flat_map(children, on="processes").ordered()
+    report = cut.for_each(found.append, on="loop").run(cluster=ray)
+    assert sorted({one.value for one in found}) == [0, 1, 2, 4, 5]
+    assert (report.done, report.failed) == (5, 1)
+    assert "can't be sent back" in str(report.failures[0].error)
 
 
 def test_fan_out_gather_filter_and_batch_come_to_what_they_come_to_locally(ray):
@@ -125,10 +182,21 @@ def test_a_sink_with_one_writer_stays_at_the_driver(ray):
     assert report.cores == 1
 
 
-def test_large_inputs_go_through_the_object_store_and_large_results_come_back(ray):
-    values = [bytes([n]) * 700_000 for n in range(8)]
+def test_large_inputs_go_through_the_object_store_and_large_results_come_back(ray, monkeypatch):
+    from tournant.cluster.worker import Worker
+
+    dealt = {}
+    deal = Worker.deal
+
+    def watched(self, inputs, starved):
+        dealt.update({one.key: type(one.value).__name__ for one in inputs})
+        deal(self, inputs, starved)
+
+    monkeypatch.setattr(Worker, "deal", watched)
+    values = [bytes([n]) * (700_000 if n else 7) for n in range(8)]
     results = tn.Pipeline(values).map(lambda data: data[:1] + data, on="loop").collect(cluster=ray)
-    assert sorted(results) == [bytes([n]) * 700_001 for n in range(8)]
+    assert sorted(results) == [value[:1] + value for value in values]
+    assert dealt == {n: "ObjectRef" if n else "bytes" for n in range(8)}
 
 
 def test_a_rate_is_shared_by_the_nodes(ray):
@@ -226,6 +294,34 @@ def test_where_there_is_no_cluster_it_says_how_to_start_one(address):
     assert "ray start --head" in done.stderr
 
 
+def test_a_ray_of_another_version_is_refused_with_both_versions(ray):
+    program = (
+        "import ray; ray.__version__ = '2.0.0'\n"
+        "import tournant as tn\n"
+        f"tn.Pipeline([1]).map(str).run(cluster='ray://{ray.address}')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    said = done.stderr.rpartition("ClusterUnavailable: ")[2]
+    assert "use the same versions of Ray and Python here as there" in said
+    assert "2.0.0" in said
+    assert importlib.metadata.version("ray") in said
+
+
+def test_a_node_with_another_version_of_this_library_is_refused_with_both(ray, tmp_path: Path):
+    shutil.copytree(Path(tn.__file__).parent, tmp_path / "tournant")
+    (tmp_path / "tournant" / "_version.py").write_text('__version__ = "9.9.9"\n')
+    there = replace(ray, runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}})
+    with pytest.raises(tn.cluster.ClusterError, match=rf"9\.9\.9.*{tn.__version__}.*same version"):
+        tn.Pipeline([1]).map(str).run(cluster=there)
+
+
+def test_two_runs_at_once_share_the_cluster_by_taking_turns(ray):
+    runs = [tn.Pipeline(range(50)).map(samples.double).start(cluster=ray) for _ in range(2)]
+    assert [run.wait().done for run in runs] == [50, 50]
+
+
 def test_a_pipeline_that_can_not_be_pickled_is_refused_with_the_mend(ray):
     with pytest.raises(tn.cluster.ClusterError, match="PerWorker"):
         tn.Pipeline(range(3)).map(samples.unpicklable()).run(cluster=ray)
@@ -242,8 +338,6 @@ def test_a_module_that_is_missing_on_the_nodes_is_named(ray, tmp_path, monkeypat
 
 
 def test_inputs_and_results_that_can_not_travel_fail_alone(ray):
-    import threading
-
     report = tn.Pipeline([1, threading.Lock(), 3], on_error="skip").map(str).run(cluster=ray)
     assert (report.done, report.failed) == (2, 1)
     assert "can't be sent to a node" in str(report.failures[0].error)

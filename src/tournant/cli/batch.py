@@ -8,6 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tournant.cli import clusters
 from tournant.cli.arguments import natural, positive
 from tournant.cli.text import Exit, error_lines, one_line, put, put_json
 from tournant.cli.traces import TraceFile, add_option
@@ -116,6 +117,7 @@ def add_to(
         action="store_true",
         help="ask again also what the provider refused in an earlier run (400, context too long)",
     )
+    clusters.add_options(parser)
     add_option(parser)
     parser.add_argument(
         "--quiet", action="store_true", help="no progress and no summary, only what went wrong"
@@ -159,7 +161,9 @@ def _batch(args: argparse.Namespace, running: list[BatchRun]) -> int:
             stop.attach(batch)
 
         try:
-            outcome = run_batch(BatchOptions(**_given(args)), on_start=started)
+            options = BatchOptions(**_given(args))
+            with clusters.own_output(args):
+                outcome = run_batch(options, on_start=started)
         except InvalidBatch as error:
             wrong = list(error_lines(InvalidBatch(_spoken(str(error)))))
         except BatchStopped as error:
@@ -210,6 +214,9 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         "concurrency", "retries", "timeout", "patience", "price",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    cluster = clusters.cluster_of(args)
+    if cluster is not None:
+        options["cluster"] = cluster
     return {**options, "retry_refused": args.retry_failed}
 
 

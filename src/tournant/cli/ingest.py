@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tournant.cli import clusters
 from tournant.cli.arguments import byte_size, natural, positive
 from tournant.cli.text import Exit, counted, put, put_json, shown_path
 from tournant.cli.traces import TraceFile, add_option
@@ -92,6 +93,7 @@ def add_to(
         help="look up the vectors of texts that were embedded before, for this index or another, and keep new ones "
         "(without FILE: ~/.cache/tournant/embeddings.sqlite); write it behind the paths, or as --cache=FILE",
     )
+    clusters.add_options(parser)
     add_option(parser)
     parser.add_argument(
         "--quiet", action="store_true", help="no progress and no summary, only what went wrong"
@@ -138,7 +140,8 @@ def _ingest(args: argparse.Namespace, running: list[Watched]) -> int:
             given["cache"] = default_cache() if args.cache is _USERS_OWN else args.cache
         options = IngestOptions(paths=tuple(args.paths), index=args.index, **given)
         try:
-            outcome = run_ingest(options, on_start=started)
+            with clusters.own_output(args):
+                outcome = run_ingest(options, on_start=started)
         except TournantError as error:
             if stop.cancelled:
                 # Whatever comes of cutting a run off is what was asked for.
@@ -168,6 +171,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         "exclude": tuple(args.exclude) if args.exclude else None,
         "max_file_size": args.max_file_size,
         "memory_limit": args.memory_limit,
+        "cluster": clusters.cluster_of(args),
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -10,18 +10,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tournant.cluster.connection import joined
     from tournant.cluster.errors import ClusterError, ClusterUnavailable, NodesFailed
     from tournant.cluster.placing import place
-    from tournant.cluster.settings import Ray
+    from tournant.cluster.settings import Ray, settings_of
 
-__all__ = ["ClusterError", "ClusterUnavailable", "NodesFailed", "Ray", "place"]
+__all__ = [
+    "ClusterError",
+    "ClusterUnavailable",
+    "NodesFailed",
+    "Ray",
+    "joined",
+    "place",
+    "settings_of",
+]
 
 _HOMES = {
     "ClusterError": "errors",
     "ClusterUnavailable": "errors",
     "NodesFailed": "errors",
     "Ray": "settings",
+    "joined": "connection",
     "place": "placing",
+    "settings_of": "settings",
 }
 
 

@@ -6,6 +6,9 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tournant.cluster.errors import ClusterError, ClusterUnavailable
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
 
 #: Seconds in which somebody has to listen at the address.
 _REACH = 5.0
+#: Begins the address of Ray's client, and what its port is unless somebody changed it.
+_CLIENT, _CLIENT_PORT = "ray://", ":10001"
+#: What begins an HTTP/2 connection: the preface and an empty SETTINGS frame; and the type of that frame.
+_SETTINGS = 4
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 #: Connections that runs of this process share; whoever comes first connects, whoever goes last disconnects.
 _lock = threading.Lock()
 _users = 0
@@ -45,11 +53,13 @@ def load() -> Any:
     """
     # A library must not send statistics from its user's machine; whoever wants to sets this to 1.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own handler would print a stack and abort the process at SIGTERM, which is how a run is asked to drain.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     try:
         import ray
     except ImportError as error:
         raise ClusterUnavailable(
-            f"run(cluster=...) needs Ray, which can't be imported ({error}): pip install 'tournant[ray]'"
+            f"a run on a cluster needs Ray, which can't be imported ({error}): pip install 'tournant[ray]'"
         ) from error
     return ray
 
@@ -86,16 +96,29 @@ def disconnect(ray: Any) -> None:
             ray.shutdown()
 
 
+@contextmanager
+def joined(settings: Ray) -> Iterator[None]:
+    """Be in the cluster for a while, so that runs in it need not join, and what can't be joined is known before anything else is done.
+
+    Raises:
+        ClusterUnavailable: there is no cluster at the address, or it can't be joined.
+    """
+    # Not on the main thread, where Ray would take SIGTERM for itself.
+    with ThreadPoolExecutor(1, "tournant-cluster") as thread:
+        ray = thread.submit(connect, settings).result()
+        try:
+            yield
+        finally:
+            thread.submit(disconnect, ray).result()
+
+
 def _same(ray: Any, settings: Ray) -> None:
     """Refuse another cluster than the one that this process has joined: Ray knows one at a time."""
-    if (
-        settings.address is None
-        or settings.address in ("auto", "local")
-        or "://" in settings.address
-    ):
+    if settings.address is None or settings.address in ("auto", "local"):
         return
+    address = _own_address(settings.address)
     joined = ray.get_runtime_context().gcs_address
-    if joined != settings.address:
+    if "://" not in address and joined != address:
         raise ClusterUnavailable(
             f"this process has joined the Ray cluster at {joined} and can't use the one at {settings.address} as well: call "
             "ray.shutdown() before, or leave the address out"
@@ -103,23 +126,52 @@ def _same(ray: Any, settings: Ray) -> None:
 
 
 def _reachable(address: str) -> None:
-    """Find out at once whether anybody listens; Ray itself would try for minutes.
+    """Find out at once whether anything like Ray listens; Ray itself would try for minutes.
+
+    Ray speaks gRPC, so HTTP/2: a server of that greets with a SETTINGS frame (RFC 9113, section 3.4).
 
     Raises:
-        OSError: nobody does.
+        OSError: nobody listens, or something else does.
     """
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
+    if not host or not port.isdecimal():
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH) as there:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return
+        there.sendall(_GREETING)
+        try:
+            said = there.recv(9)
+        except TimeoutError as error:
+            raise OSError(f"what listens there said nothing in {_REACH:.0f} seconds") from error
+        if len(said) < 4 or said[3] != _SETTINGS:
+            raise OSError("what listens there is not Ray")
+
+
+def _own_address(address: str) -> str:
+    """Return what Ray is to be given: ``ray://`` means its client where that is what listens, else the cluster itself."""
+    plain = address.removeprefix(_CLIENT)
+    if plain == address or plain.endswith(_CLIENT_PORT):
+        return address
+    try:
+        import grpc  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
+        from ray._raylet import GcsClient  # type: ignore[attr-defined, unused-ignore]
+    except ImportError:
+        return plain
+    try:
+        GcsClient(address=plain).get_all_node_info(timeout=_REACH)
+    except Exception:
+        return address
+    return plain
 
 
 def _join(ray: Any, settings: Ray) -> None:
     address = settings.address or os.environ.get("RAY_ADDRESS") or "auto"
-    options: dict[str, Any] = {"address": address, "logging_level": "error"}
-    if address == "local":
-        options["include_dashboard"] = False
     try:
-        _reachable(address.removeprefix("ray://"))
+        _reachable(address.removeprefix(_CLIENT))
+        options: dict[str, Any] = {"address": _own_address(address), "logging_level": "error"}
+        if address == "local":
+            options["include_dashboard"] = False
         ray.init(**options)
     except (OSError, ValueError) as error:
         where = (
@@ -128,7 +180,7 @@ def _join(ray: Any, settings: Ray) -> None:
         raise ClusterUnavailable(
             f"there is no Ray cluster {where} ({_first_line(error)}). Start one with `ray start --head` and join it from the "
             "other machines with `ray start --address=HOST:6379`, or give the address of one: "
-            'tn.cluster.Ray(address="HOST:6379"); "local" starts one in this process'
+            'tn.cluster.Ray(address="HOST:6379"), on the command line --cluster ray://HOST:6379; "local" starts one in this process'
         ) from error
     except ImportError as error:
         raise ClusterUnavailable(
@@ -136,13 +188,13 @@ def _join(ray: Any, settings: Ray) -> None:
             "the cluster itself, HOST:6379"
         ) from error
     except Exception as error:
-        mend = (
-            "use the same versions of Ray and Python here as there"
-            if "version" in str(error).lower()
-            else "see the cause above"
-        )
+        said, mend = _first_line(error), "see the cause above"
+        if "version" in str(error).lower():
+            # Which versions there are stands on the lines that follow.
+            said = " ".join(str(error).split())[:400]
+            mend = "use the same versions of Ray and Python here as there"
         raise ClusterUnavailable(
-            f"the Ray cluster at {address} can't be joined ({type(error).__name__}: {_first_line(error)}); {mend}"
+            f"the Ray cluster at {address} can't be joined ({type(error).__name__}: {said}); {mend}"
         ) from error
 
 

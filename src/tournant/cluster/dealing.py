@@ -121,8 +121,9 @@ class RemoteSegment(Segment):
         return not self.live
 
     def queued(self) -> int:
-        """Count what waits for a node."""
-        return len(self.inbox.items) + len(self._again) + sum(map(len, self._suspects))
+        """Count what waits for a node, and what lies on one and has not begun."""
+        lying = sum(max(0, worker.queued) for worker in self.workers if worker.ended is None)
+        return len(self.inbox.items) + len(self._again) + sum(map(len, self._suspects)) + lying
 
     def tick(self, now: float) -> None:
         """Nothing here needs it: the nodes fold their own call times."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tournant.errors import NotPicklable, short
 from tournant.pool import wire
+from tournant.pool.steps import checked_rows, many
 from tournant.report import StageReport
 
 
@@ -34,12 +36,52 @@ def pack_result(value: Any) -> bytes:
         NotPicklable: it can't travel.
     """
     try:
-        return pack(value)
+        # On a node nothing is ``__main__``'s own: what plain pickle takes is right, also a text that says so.
+        return b"".join(wire.dump_in_band(value, in_worker=True))
     except Exception as problem:
         raise NotPicklable(
             f"the result {short(value)} can't be sent back from a node ({type(problem).__name__}: {problem}); return plain data "
             "(strings, numbers, bytes, arrays, dataclasses), or end the pipeline with a sink, which runs on the node"
         ) from problem
+
+
+class Packed:
+    """A result that was pickled where it was made: on its way through the node nobody has to look into it.
+
+    Args:
+        data: the pickle.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Packed, (self.data,)
+
+
+class Packing:
+    """A stage's callable whose results come back as `Packed`.
+
+    Args:
+        fn: the callable.
+        kind: the stage's.
+    """
+
+    def __init__(self, fn: Callable[..., Any], kind: str) -> None:
+        self._fn = fn
+        self._kind = kind
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it."""
+        result = self._fn(*arguments)
+        if self._kind == "map":
+            return Packed(pack_result(result))
+        if self._kind == "flat_map":
+            return (Packed(pack_result(child)) for child in many(result))
+        # A wrong number of rows is for the engine to see.
+        return [Packed(pack_result(row)) for row in checked_rows(result, len(arguments[0]))]
 
 
 def pack_error(error: Exception) -> bytes:
@@ -64,7 +106,7 @@ class Dealt(NamedTuple):
     Attributes:
         number: names it between driver and node.
         key: the input's key.
-        value: its pickle, or a reference to that in Ray's object store.
+        value: its pickle, or a reference to that in Ray's object store; ``None`` on the way, where that goes beside it.
     """
 
     number: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pickle
 import platform
 import sys
 import threading
@@ -28,6 +29,7 @@ from tournant.cluster.messages import (
     Member,
     News,
     Output,
+    Packed,
     pack,
     pack_error,
     pack_result,
@@ -46,11 +48,13 @@ if TYPE_CHECKING:
     from tournant.stages import Stage
 
 #: Seconds between two reports of what has ended, unless the driver has something to do at once.
-_INTERVAL = 0.05
+_INTERVAL = 0.2
 #: Seconds for which the driver's question stays open when there is nothing to say.
 _PATIENCE = 0.5
 #: Seconds between two measurements of the stages.
 _MEASURE = 0.5
+#: Seconds of work that may lie in front of a first stage on the loop, and the fewest inputs: what lies there can't be given back.
+_LYING, _FEWEST = 0.1, 4
 #: Pickles above this are taken apart on a thread.
 _LARGE = 1 << 20
 
@@ -178,6 +182,7 @@ class NodeRun(Run):
         self.broken: deque[_Failure] = deque()
         self.measured: tuple[Measured, ...] = ()
         self.measures = 0
+        self._ended_before = 0
         self.news = threading.Event()
         self.urgent = threading.Event()
         self.is_hungry = False
@@ -277,6 +282,17 @@ class NodeRun(Run):
                 )
         self.measured = tuple(measured)
         self.measures += 1
+        self._bound()
+
+    def _bound(self) -> None:
+        """Let no more inputs lie in front of calls that take long than another node may be glad of."""
+        first, feed = self.segments[0], self.feed
+        ended = self.done + self.failed + self.filtered
+        pace, self._ended_before = (ended - self._ended_before) / _MEASURE, ended
+        if first.on == "loop":
+            lying = int(pace * _LYING)
+            feed.inbox.set_capacity(max(_FEWEST, min(first.capacity(), lying)))
+            feed.inbox.removed()
 
 
 def _remember(kept: dict[int, Any], entry: Any) -> None:
@@ -336,7 +352,7 @@ class Node:
             from tournant.cluster.placing import on_nodes
 
             joined = leases.join(name, limits, limiter)
-            pipeline = on_nodes(*unpack(description))
+            pipeline = on_nodes(*unpack(description), wants=wants)
             joined.take_over(pipeline)
         except Exception as problem:
             error = ClusterError(
@@ -390,10 +406,22 @@ class Node:
         run.urgent.set()
         run.news.set()
 
-    def deal(self, turn: int, inputs: list[Dealt], starved: bool) -> None:
-        """Take inputs; `starved` says that there are no more for now, if this is the latest `turn`."""
+    def deal(self, turn: int, data: bytes, references: list[Any], starved: bool) -> None:
+        """Take inputs; `starved` says that there are no more for now, if this is the latest `turn`.
+
+        Args:
+            turn: counts the calls.
+            data: the pickle of a list of `Dealt`.
+            references: the values of those that have none, in their order.
+            starved: see above.
+        """
         run = self._run
         assert run is not None
+        beside = iter(references)
+        inputs: list[Dealt] = [
+            dealt if dealt.value is not None else dealt._replace(value=next(beside))
+            for dealt in unpack(data)
+        ]
         with self._lock:
             run.feed.queue.extend(inputs)
             if turn > self._turn:
@@ -435,8 +463,12 @@ class Node:
         with contextlib.suppress(RuntimeError):
             run.loop.call_soon_threadsafe(run.feed.look)
 
-    def listen(self) -> News:
-        """Wait until there is something to say, and say it."""
+    def listen(self) -> bytes:
+        """Wait until there is something to say, and say it: the pickle of `News`."""
+        # Ray would look at every tuple in it on its own.
+        return pickle.dumps(self._listen(), pickle.HIGHEST_PROTOCOL)
+
+    def _listen(self) -> News:
         run = self._run
         assert run is not None
         patience = perf_counter() + _PATIENCE
@@ -485,7 +517,8 @@ class Node:
         outputs, broken = [], [_broken(failure) for failure in failures]
         for members, value in results:
             try:
-                outputs.append(Output(members, pack_result(value)))
+                data = value.data if type(value) is Packed else pack_result(value)
+                outputs.append(Output(members, data))
             except NotPicklable as error:
                 last = run.pipeline.stages[-1].name
                 broken.append(Broken(members, last, pack_error(error), 1))

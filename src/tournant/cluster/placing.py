@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tournant.cluster.settings import Ray, settings_of
@@ -44,8 +45,16 @@ def on_nodes(
     on_error: OnError,
     memory_limit: int | None,
     stall_after: float | None,
+    *,
+    wants: bool,
 ) -> Pipeline:
-    """Return the pipeline that each node runs; its source is the driver."""
+    """Return the pipeline that each node runs; its source is the driver, which may want the results."""
+    last = stages[-1]
+    if wants and last.on == "processes" and last.kind in ("map", "flat_map", "map_batches"):
+        from tournant.cluster.messages import Packing
+
+        assert last.fn is not None
+        stages = (*stages[:-1], replace(last, fn=Packing(last.fn, last.kind)))
     part = Pipeline(
         _dealt_by_the_driver,
         on_error=on_error,

@@ -16,9 +16,10 @@ class Ray:
     Each node that is used runs one actor, with an engine of its own on the cores that the actor has.
 
     Attributes:
-        address: as for ``ray.init``: ``"10.0.0.1:6379"``, ``"ray://10.0.0.1:10001"`` (Ray's client, which needs
-            ``ray[client]``), or ``"local"`` for a Ray that starts and ends with the run. Default: the connection that this
-            process has, else ``RAY_ADDRESS``, else the cluster that runs on this machine.
+        address: of the cluster, ``"10.0.0.1:6379"`` or ``"ray://10.0.0.1:6379"``, of which this machine has to be a node;
+            ``"ray://10.0.0.1:10001"`` for Ray's client, which needs ``ray[client]``; or ``"local"`` for a Ray that starts and ends
+            with the run. Default: the connection that this process has, else ``RAY_ADDRESS``, else the cluster that runs on this
+            machine.
         nodes: the most nodes to use. Default: all, also those that join later.
         cpus: cores that an actor asks for, and with which its engine works. Default: all that its node has.
         shard: inputs that a node is dealt at once. Default: a quarter of a second's work, by the node's pace.
@@ -80,8 +81,8 @@ def settings_of(cluster: object) -> Ray:
     if isinstance(cluster, str):
         kind, _, address = cluster.partition(":")
         if kind == "ray" and address.strip("/"):
-            # With slashes it is an address of Ray's client, and as a whole Ray's own way to write one.
+            # With slashes the whole is Ray's own way to write an address.
             return Ray(address=cluster if address.startswith("//") else address)
     raise InvalidPipeline(
-        f'run(cluster={short(cluster)}): give "ray", "ray:HOST:6379", "ray://HOST:10001", or tn.cluster.Ray(address=..., nodes=...)'
+        f'run(cluster={short(cluster)}): give "ray", "ray://HOST:6379", or tn.cluster.Ray(address=..., nodes=...)'
     )

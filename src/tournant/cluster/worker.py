@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tournant._version import __version__
 from tournant.cluster import connection
 from tournant.cluster.errors import ClusterError
-from tournant.cluster.messages import Dealt, Ended, Hello, Measured, News, unpack
+from tournant.cluster.messages import Dealt, Ended, Hello, Measured, News, pack, unpack
 
 if TYPE_CHECKING:
     from tournant.cluster.connection import ClusterNode
@@ -104,7 +104,16 @@ class Worker:
     def deal(self, inputs: list[Dealt], starved: bool) -> None:
         """Send inputs; `starved` says that there are no more for now."""
         self._turn += 1
-        self.actor.deal.remote(self._turn, inputs, starved)
+        # References have to be seen by Ray; all else goes as one pickle, at which it need not look.
+        references = [dealt.value for dealt in inputs if not isinstance(dealt.value, bytes)]
+        if references:
+            inputs_there = [
+                d if isinstance(d.value, bytes) else d._replace(value=None) for d in inputs
+            ]
+        else:
+            inputs_there = inputs
+        data = pack(inputs_there)
+        self.actor.deal.remote(self._turn, data, references, starved)
         self._dealt += len(inputs)
         self.starved = starved
         for dealt in inputs:
@@ -119,7 +128,8 @@ class Worker:
 
     async def listen(self, timeout: float) -> News:
         """Wait for news; see `begin` for what is raised."""
-        news: News = await connection.answer(self.actor.listen.remote(), timeout)
+        said: bytes = await connection.answer(self.actor.listen.remote(), timeout)
+        news: News = unpack(said)
         now = perf_counter()
         elapsed, self._heard = now - self._heard, now
         pulled = news.pulled - self._pulled

@@ -94,6 +94,7 @@ class EmbeddedDocument:
         chunks: the document cut into chunks.
         vectors: float32, shape ``(len(chunks), dimensions)``.
         cached: how many of the vectors came from a cache.
+        reused: how many were in the index before, with the same text.
 
     Raises:
         ValueError: when there are not as many vectors as chunks.
@@ -102,6 +103,7 @@ class EmbeddedDocument:
     chunks: ChunkedDocument
     vectors: NDArray[np.float32]
     cached: int = 0
+    reused: int = 0
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.vectors.shape[0] != len(self.chunks):

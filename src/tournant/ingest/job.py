@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import tournant as tn
-from tournant.ingest import stages
+from tournant.ingest import spread, stages
 from tournant.ingest.choosing import PathSet, matcher, on_the_way, places
 from tournant.ingest.chunkers import ChunkSettings
 from tournant.ingest.embedders import embedder as make_embedder
@@ -53,7 +53,7 @@ __all__ = [
 
 #: Of what the readers and chunkers make of a file; another version reads every file again.
 VERSION = "1"
-_RECALL, _INDEX = "recall", "index"
+_FIND, _RECALL, _COLLECT, _INDEX = "find", "recall", "collect", "index"
 #: Chunks (and documents) in one commit, and the seconds after which a smaller one is made.
 _COMMIT_WEIGHT = 4096
 _COMMIT_WAIT = 0.5
@@ -78,7 +78,9 @@ class IngestOptions:
         max_file_size: bytes; larger files are skipped and listed.
         memory_limit: bytes that documents between the stages may take together. Default 256 MiB.
         cache: a file in which vectors are looked up and kept, for this index and others; made where there is none.
-            `default_cache` names one for the user. Default: none.
+            `default_cache` names one for the user. Default: none. On a cluster each node has its own at that path.
+        cluster: read, cut and embed on the nodes of a cluster, as in ``pipeline.run(cluster=...)``. They read the files
+            themselves; only this process writes to the index. Default: on this machine.
     """
 
     paths: tuple[str, ...]
@@ -91,6 +93,7 @@ class IngestOptions:
     max_file_size: int = MAX_BYTES
     memory_limit: int = _MEMORY
     cache: str | None = None
+    cluster: tn.cluster.Ray | str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't work."""
@@ -100,6 +103,8 @@ class IngestOptions:
             raise InvalidOption("there is nothing to ingest; name a file or a folder")
         if self.max_file_size < 1:
             raise InvalidOption(f"max_file_size={self.max_file_size}: give bytes, 1 or more")
+        if self.cluster is not None:
+            object.__setattr__(self, "cluster", spread.settings_for(self.cluster, _COLLECT))
         if self.cache is not None:
             if not self.cache:
                 raise InvalidOption("cache='': give the path of a file, or leave it out")
@@ -205,6 +210,7 @@ def run_ingest(
         IndexMismatch: the index was built with another embedder or other chunks.
         IndexBusy: another ingest writes to it.
         IndexWriteFailed: the disk is full or refuses; a rerun completes.
+        ClusterError: there is no such cluster, or it has no node left to work.
     """
     if needs_lance(options.index):
         _require("an ingest", "lancedb")
@@ -212,7 +218,7 @@ def run_ingest(
     chunking = ChunkSettings(options.chunk_size, options.chunk_overlap)
     model = make_embedder(options.embedder)
     settings = IndexSettings(model.name, model.dimensions, chunking.name)
-    with notes_of_cache() as notes:
+    with notes_of_cache() as notes, spread.joined(options.cluster):
         cache = None if options.cache is None else open_cache(options.cache)
         with open_index(options.index, settings, write=True) as index:
             index.remember_embedder(_lasting(options.embedder))
@@ -242,7 +248,6 @@ class _Ingest:
         self.found = PathSet()
         self.problems: list[UnreadableFile] = []
         self.writer = stages.Writer(index)
-        self.recall = stages.Recall(index, self.known)
 
     def run(self, on_start: Callable[[tn.Watched], None] | None) -> IngestOutcome:
         with self.ledger:
@@ -259,7 +264,7 @@ class _Ingest:
                     on_start(run)
 
             try:
-                report = self.pipeline().run(on_start=started)
+                report = self.pipeline().run(on_start=started, cluster=self.options.cluster)
             except tn.PipelineFailed as failed:
                 raise self.cause_of(failed) from failed
             for failure in report.failures:
@@ -274,7 +279,7 @@ class _Ingest:
         return IngestOutcome(
             report,
             self.writer.chunks,
-            self.recall.reused,
+            self.writer.reused,
             removed,
             tuple(rejected),
             self.writer.cached,
@@ -286,6 +291,8 @@ class _Ingest:
             if isinstance(error, (IndexTrouble, tn.LedgerError)):
                 return error
         for failure in failed.failures:
+            if failure.stage == _FIND:
+                return failure.error
             if failure.stage in (_RECALL, _INDEX):
                 return IndexTrouble(
                     self.index.directory, f"could not be used: {_said(failure.error)}"
@@ -295,8 +302,9 @@ class _Ingest:
     def pipeline(self) -> tn.Pipeline:
         """Describe the ingest."""
         options = self.options
+        embedder = _lasting(options.embedder)
         chunker = tn.PerWorker(partial(stages.make_chunker, self.chunking))
-        model = tn.PerWorker(partial(stages.make_embedder, options.embedder))
+        model = tn.PerWorker(partial(stages.make_embedder, embedder))
         pipeline = (
             tn.Pipeline(
                 self.files,
@@ -307,19 +315,19 @@ class _Ingest:
                 on_error="skip",
                 memory_limit=options.memory_limit,
             )
-            .tap(stages.Preload(needs_lance(options.index)), on="loop", name="find")
+            .tap(spread.first(options), on="loop", on_error="stop", name=_FIND)
             .map(stages.reader(options.max_file_size), on="processes", name="read")
             .map(stages.cut, on="processes", state=chunker, name="chunk")
         )
         if self.known:
             pipeline = pipeline.map_batches(
-                self.recall, size=_RECALL_DOCUMENTS, max_wait=0.02, blocking=True, on="threads", concurrency=2,
+                **spread.recalling(options, self.index, self.known), size=_RECALL_DOCUMENTS, max_wait=0.02, blocking=True, on="threads", concurrency=2,
                 on_error="stop", name=_RECALL,
             )  # fmt: skip
         if self.cache is not None:
             settings = self.index.settings
             cached = partial(
-                stages.make_cached_embedder, options.embedder, settings.embedder, settings.dimensions, self.cache
+                stages.make_cached_embedder, embedder, settings.embedder, settings.dimensions, self.cache
             )  # fmt: skip
             pipeline = pipeline.map_batches(
                 stages.embed_cached, size=_EMBED_DOCUMENTS, on="processes", name="embed",
@@ -336,7 +344,7 @@ class _Ingest:
             weight=stages.chunk_count,
             max_weight=_COMMIT_WEIGHT,
             max_wait=_COMMIT_WAIT,
-            name="collect",
+            name=_COLLECT,
         ).for_each(
             self.writer, on="threads", blocking=True, concurrency=1, on_error="stop", name=_INDEX
         )

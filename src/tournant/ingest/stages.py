@@ -127,7 +127,7 @@ def embed_all(
             own[mask] = document.vectors
             own[~mask] = vectors[row : row + fresh]
             row += fresh
-            embedded.append(EmbeddedDocument(document.chunks, own))
+            embedded.append(EmbeddedDocument(document.chunks, own, reused=len(document.rows)))
         else:
             embedded.append(EmbeddedDocument(document, vectors[row : row + len(document)]))
             row += len(document)
@@ -140,16 +140,11 @@ class Recall:
     Args:
         index: the index that holds the documents' earlier state.
         known: the sources that have one.
-
-    Attributes:
-        reused: chunks whose vectors were found.
     """
 
     def __init__(self, index: Index, known: Container[str]) -> None:
         self._index = index
         self._known = known
-        self._lock = threading.Lock()
-        self.reused = 0
 
     def __call__(self, documents: list[ChunkedDocument]) -> list[ChunkedDocument | Recalled]:
         """Attach known vectors to documents that the index has in an earlier state."""
@@ -171,8 +166,6 @@ class Recall:
             return document
         import numpy as np
 
-        with self._lock:
-            self.reused += len(rows)
         return Recalled(
             document, tuple(n for n, _ in rows), np.stack([vector for _, vector in rows])
         )
@@ -184,18 +177,21 @@ class Writer:
     Attributes:
         chunks: chunks written.
         cached: how many of them had their vectors from a cache.
+        reused: how many had them from the index.
     """
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self.chunks = 0
         self.cached = 0
+        self.reused = 0
 
     def __call__(self, documents: list[EmbeddedDocument]) -> None:
         """Replace the documents in the index, in one commit."""
         self._index.replace(documents)
         self.chunks += sum(len(document.chunks) for document in documents)
         self.cached += sum(document.cached for document in documents)
+        self.reused += sum(document.reused for document in documents)
 
 
 class Preload:

@@ -84,11 +84,11 @@ def dump(value: Any, *, in_worker: bool = False) -> Pieces:
     return [head, *raws, *collector.pieces]
 
 
-def dump_in_band(value: Any) -> Pieces:
-    """Pickle `value` into pieces that ``pickle.loads`` takes when they are joined."""
+def dump_in_band(value: Any, *, in_worker: bool = False) -> Pieces:
+    """Pickle `value` into pieces that ``pickle.loads`` takes when they are joined; `in_worker` as for `dump`."""
     try:
         data = pickle.dumps(value, 5)
-        if b"__main__" not in data:
+        if in_worker or b"__main__" not in data:
             return [data]
     except Exception:
         pass

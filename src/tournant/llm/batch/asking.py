@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -14,7 +14,6 @@ from tournant.llm.batch.health import Health
 from tournant.llm.batch.lines import answer_line, failure_line
 from tournant.llm.batch.outcome import Tally
 from tournant.llm.batch.requests import EMBEDDINGS, Request
-from tournant.llm.batch.writer import Written
 from tournant.llm.client import Client, RawReply
 from tournant.llm.errors import (
     AuthenticationFailed,
@@ -35,7 +34,10 @@ _encode = msgspec.json.Encoder().encode
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-class Asker:
+T = TypeVar("T")
+
+
+class Asker(Generic[T]):
     """Asks, and tells answers and failures from what has to be tried again.
 
     A failure for good is a result like an answer: it has its line. What is raised is tried again by the pipeline.
@@ -45,7 +47,7 @@ class Asker:
         retries: How often a request is sent again after a failure that may pass.
         health: What is known of the provider.
         tally: Counts.
-        put: Takes a line for the results; no answer is lost from then on.
+        put: Takes a line for the results; no answer is lost from then on. What it returns is what `ask` does.
         give_up: Called with a failure for which the batch is to be given up.
         idle: Called when nothing more is to be sent and the last call has ended.
     """
@@ -56,7 +58,7 @@ class Asker:
         retries: int,
         health: Health,
         tally: Tally,
-        put: Callable[[bytes], Written],
+        put: Callable[[bytes], T],
         give_up: Callable[[LLMError], None],
         idle: Callable[[], None],
     ) -> None:
@@ -70,8 +72,8 @@ class Asker:
         self._unknown = 0
         self._secrets = [secret.encode() for secret in client.faults.secrets]
 
-    async def ask(self, request: Request) -> Written | None:
-        """Send a request, and return its line on its way into the results; ``None`` when it was not sent, because the batch is given up.
+    async def ask(self, request: Request) -> T | None:
+        """Send a request, and return what `put` made of its line; ``None`` when it was not sent, because the batch is given up.
 
         Raises:
             LLMError: it is to be tried again.
@@ -136,7 +138,7 @@ class Asker:
         name = raw.headers.get("x-request-id") or raw.headers.get("request-id")
         return answer_line(request, raw.status, faults.clean(name) if name else "", data)
 
-    def _failed(self, request: Request, error: LLMError, probe: bool) -> Written | None:
+    def _failed(self, request: Request, error: LLMError, probe: bool) -> T | None:
         """Put down a failure for good, or raise to have another attempt."""
         health = self._health
         again = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -21,21 +21,25 @@ from tournant.llm.batch.asking import Asker
 from tournant.llm.batch.digests import DigestSet
 from tournant.llm.batch.errors import BatchStopped, InputRefused, InvalidBatch, ResultsRefused
 from tournant.llm.batch.health import Health, unreachable
-from tournant.llm.batch.options import BatchOptions, client_of, form_of, limits_of
+from tournant.llm.batch.options import WRITE, BatchOptions, client_of, form_of, limits_of
 from tournant.llm.batch.outcome import BatchOutcome, Tally
 from tournant.llm.batch.progress import BatchSnapshot
 from tournant.llm.batch.results import Kept, ResultsFile
 from tournant.llm.batch.source import Checked, InputFile, Unanswered
+from tournant.llm.batch.spread import NodeAsker, Told, silent
 from tournant.llm.batch.writer import ResultsWriter, Written
-from tournant.llm.errors import LLMError, LLMTimeout, MissingExtra
+from tournant.llm.errors import LLMError, MissingExtra
 
 if TYPE_CHECKING:
     from tournant.llm.client import Client
 
 #: Seconds that calls which are under way get when the batch is given up; their answers are paid for.
 _GRACE = 10.0
+#: What nodes get on top of that, to come back with what they have.
+_BACK = 2.0
 #: So much later than silence can have lasted too long is it looked at, so that it is looked at once.
 _SLACK = 0.01
+_ASK = "ask"
 _RETRY = tn.Retry(attempts=1_000_000, delay=1.0, max_delay=30.0, on=LLMError)
 
 
@@ -85,6 +89,7 @@ def run_batch(
         ResultsRefused: the file of results can't be used, or the disk became full; a rerun goes on from there.
         BatchStopped: the key is refused, the quota is used up or the provider is gone; a rerun goes on from there.
         MissingExtra: a package is not installed.
+        ClusterError: there is no such cluster, or it has no node left to work.
     """
     for package in ("aiohttp", "msgspec"):
         if find_spec(package) is None:
@@ -116,6 +121,9 @@ class _Batch:
         self.health = Health(options.patience, timeout=options.timeout)
         self.tally = Tally(options.price)
         self.client = client
+        self.options = options
+        self.cluster = options.cluster
+        self.down_for = self.health.down_for
         self.retries = options.retries
         self.checked = checked
         self.kept = kept
@@ -139,7 +147,7 @@ class _Batch:
         writer = ResultsWriter(results)
         try:
             source = Unanswered(file, self.kept.settled, self.todo)
-            report = self.pipeline(source, writer).run(on_start=started)
+            report = self.pipeline(source, writer).run(on_start=started, cluster=self.cluster)
         except (tn.PipelineFailed, tn.SourceFailed) as failed:
             raise _cause_of(failed, writer) from failed
         finally:
@@ -153,6 +161,8 @@ class _Batch:
 
     def pipeline(self, source: Unanswered, writer: ResultsWriter) -> tn.Pipeline:
         """Describe the batch."""
+        if self.cluster is not None:
+            return self.on_nodes(source, writer)
         asker = Asker(
             self.client, self.retries, self.health, self.tally, writer.put, self.give_up, self.idle
         )
@@ -161,18 +171,48 @@ class _Batch:
             if written is not None:
                 await writer.wait(written)
 
+        return self.described(source, asker.ask, write)
+
+    def on_nodes(self, source: Unanswered, writer: ResultsWriter) -> tn.Pipeline:
+        """Describe the batch for a cluster."""
+        options = self.options
+        asker = NodeAsker(self.client, options.retries, options.patience, options.timeout)
+
+        async def write(told: Told) -> None:
+            self.tally.attempts += told.attempts
+            self.health.answered = self.health.answered or told.answered
+            if told.given_up is not None and self.fatal is None:
+                self.down_for = lambda: told.down_for
+                self.give_up(told.given_up)
+            if told.line is None:
+                return
+            if told.failed is not None:
+                self.tally.failure(*told.failed)
+            else:
+                self.tally.answer(told.usage)
+            await writer.wait(writer.put(told.line))
+
+        return self.described(source, asker, write)
+
+    def described(
+        self,
+        source: Unanswered,
+        ask: Callable[..., Awaitable[object]],
+        write: Callable[..., Awaitable[None]],
+    ) -> tn.Pipeline:
+        """Return the pipeline that asks with one callable and writes with another."""
         most = self.adaptive.max
         return (
             tn.Pipeline(source, key=attrgetter("custom_id"))
             .map(
-                asker.ask,
+                ask,
                 limit=self.limit,
                 concurrency=self.adaptive,
                 cost=attrgetter("tokens"),
                 retry=_RETRY,
-                name="ask",
+                name=_ASK,
             )
-            .for_each(write, concurrency=most, name="write")
+            .for_each(write, concurrency=most, name=WRITE)
         )
 
     # Stopping. On the loop.
@@ -184,7 +224,8 @@ class _Batch:
         self.fatal = error
         assert self._watched is not None
         self._watched.drain()
-        asyncio.get_running_loop().call_later(_GRACE, self._watched.cancel)
+        grace = _GRACE if self.cluster is None else _GRACE + _BACK
+        asyncio.get_running_loop().call_later(grace, self._watched.cancel)
         self._stop()
 
     def drained(self) -> None:
@@ -193,18 +234,13 @@ class _Batch:
 
     def watch_silence(self) -> None:
         """Give up when nothing at all comes back for too long; look again when that may be so. On the loop."""
-        if self._ended or self.health.stopped:
+        if self._ended or self.health.stopped or self.cluster is not None:
             return
         left = self.health.silence_left()
         if left > 0:
             asyncio.get_running_loop().call_later(left + _SLACK, self.watch_silence)
             return
-        self.give_up(
-            LLMTimeout(
-                f"the provider took requests and answered none of them for {self.health.silent_for():,.0f} s; check that it "
-                "is well and that base_url is the API's address, or allow more with timeout and patience"
-            )
-        )
+        self.give_up(silent(self.health))
 
     def idle(self) -> None:
         """Drop what waits for another attempt: nothing is under way any more."""
@@ -214,14 +250,15 @@ class _Batch:
 
     def _stop(self) -> None:
         self.health.stop()
-        if not self.tally.in_flight:
+        # What nodes have under way comes back by itself.
+        if self.cluster is None and not self.tally.in_flight:
             self.idle()
 
     def _stopped(self, error: LLMError) -> BatchStopped:
         answered = self.kept.answered + self.tally.answered
         said = str(error).rstrip(".")
         if unreachable(error):
-            said = f"the provider could not be reached for {self.health.down_for():.0f} s: {said}"
+            said = f"the provider could not be reached for {self.down_for():.0f} s: {said}"
         return BatchStopped(
             f"{said}. The batch was stopped with {answered:,} of {self.checked.requests:,} requests answered; "
             "mend that and run it again to go on"
@@ -238,15 +275,18 @@ class _Batch:
             trouble = (
                 f"the provider does not answer ({kind}, {health.down_for():.0f} s); waiting for it"
             )
+        run = watched.snapshot()
+        in_flight, limits = tally.in_flight, f"{self.limit.snapshot()}; {self.adaptive.snapshot()}"
+        if self.cluster is not None:
+            asking = next((stage for stage in run.stages if stage.name == _ASK), None)
+            in_flight, limits = (0, "") if asking is None else (asking.running, asking.limits)
         return BatchSnapshot(
             # To the pipeline a failure is a result like an answer.
-            run=replace(
-                watched.snapshot(), done=tally.answered, failed=tally.failed.total(), stages=()
-            ),
-            in_flight=tally.in_flight,
+            run=replace(run, done=tally.answered, failed=tally.failed.total(), stages=()),
+            in_flight=in_flight,
             tokens=tally.tokens,
             cost=tally.cost,
-            limits=f"{self.limit.snapshot()}; {self.adaptive.snapshot()}",
+            limits=limits,
             trouble=trouble,
         )
 

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tournant.errors import short
@@ -15,12 +15,15 @@ from tournant.llm.batch.errors import InvalidBatch
 from tournant.llm.errors import InvalidClient
 
 if TYPE_CHECKING:
+    from tournant.cluster import Ray
     from tournant.llm.batch.requests import Form
     from tournant.llm.client import Client
 
 DEFAULT_URL = "https://api.openai.com/v1"
 URL_VARIABLE = "OPENAI_BASE_URL"
 KEY_VARIABLE = "OPENAI_API_KEY"
+#: The stage that writes results; it needs the file, so on a cluster it is the driver's.
+WRITE = "write"
 _TABLES = {".csv": None, ".tsv": "\t"}
 
 
@@ -50,6 +53,8 @@ class BatchOptions:
             answered. Default 300.
         limit: A `RateLimit` to share with the rest of a program, in place of `rpm` and `tpm`.
         headers: Further headers for every request.
+        cluster: Ask from the nodes of a cluster, as in ``pipeline.run(cluster=...)``; rates are shared by all of them, `concurrency`
+            is each node's. Default: from this machine.
 
     Raises:
         InvalidBatch: when an option can't be.
@@ -73,6 +78,7 @@ class BatchOptions:
     patience: float = 300.0
     limit: RateLimit | None = None
     headers: Mapping[str, str] | None = field(default=None, repr=False)
+    cluster: Ray | str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't be."""
@@ -119,6 +125,15 @@ class BatchOptions:
             )
         if not _number(self.patience) or not 0 <= self.patience < math.inf:
             raise InvalidBatch(f"patience={short(self.patience)}: give seconds, 0 or more")
+        if self.cluster is not None:
+            from tournant.cluster import settings_of
+
+            settings = settings_of(self.cluster)
+            if settings.driver_from is not None:
+                raise InvalidBatch(
+                    f"cluster=Ray(driver_from={settings.driver_from!r}): a batch writes its results at the driver by itself; leave it out"
+                )
+            object.__setattr__(self, "cluster", replace(settings, driver_from=WRITE))
         if self.price is not None and not (
             _pair(self.price) and all(_number(p) and 0 <= p < math.inf for p in self.price)
         ):
