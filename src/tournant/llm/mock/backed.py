@@ -157,6 +157,8 @@ async def _relay(source: ChunkStream, call: Call, index: int) -> tuple[int, int,
                 call.exchange.send(events.piece(chunk.text, index))
                 if call.exchange.waiting > _MOST_UNREAD:
                     await _read(call)
+                elif call.exchange.lost:
+                    await asyncio.sleep(0)  # a model that never waits would go on to its end: this is where the task is cancelled
     if usage is None:
         return 0, pieces, reason
     return usage.prompt_tokens, usage.completion_tokens, reason

@@ -99,6 +99,11 @@ class Exchange:
         """Bytes that were sent and that the client has not read."""
         return 0 if self.over else self._connection.transport.get_write_buffer_size()
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is known to be gone, though nobody has been told so yet: the loop has to turn for that."""
+        return not self.over and self._connection.transport.is_closing()
+
     def close_after(self) -> None:
         """Close the connection after the reply."""
         self._keep = False
