@@ -230,7 +230,7 @@ class RemoteSegment(Segment):
     async def _leave(self) -> None:
         """Kill the actors and leave the cluster; also when the run was cancelled."""
         for task in self._tasks:
-            task.cancel()
+            self.run.dismiss(task)
         ray, self._ray = self._ray, None
         if ray is None:
             return

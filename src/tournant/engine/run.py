@@ -96,6 +96,7 @@ class Run:
         self.results: Channel | None = None
         self.gates: list[Gate] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._dismissed: set[asyncio.Task[None]] = set()
         self._scheduled = False
         self.wants_slot: dict[PoolSegment, float] = {}
         self.lookout = Lookout(self)
@@ -316,6 +317,11 @@ class Run:
         task.add_done_callback(self._task_done)
         return task
 
+    def dismiss(self, task: asyncio.Task[None]) -> None:
+        """Cancel a task of the run that has nothing left to do, while the run goes on."""
+        self._dismissed.add(task)
+        task.cancel()
+
     def owns(self, task: asyncio.Task[Any]) -> bool:
         """Tell whether a task is one of the run's own. May be called from any thread."""
         return task in self._tasks
@@ -323,7 +329,7 @@ class Run:
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if task.cancelled() and not self.cancelled and self.ended is None:
+        if task.cancelled() and not (self.cancelled or self.ended or task in self._dismissed):
             error = crew.cancelled_by_others(task)
         if error is not None:
             self._fatal(plain(error))

@@ -158,7 +158,9 @@ async def _relay(source: ChunkStream, call: Call, index: int) -> tuple[int, int,
                 if call.exchange.waiting > _MOST_UNREAD:
                     await _read(call)
                 elif call.exchange.lost:
-                    await asyncio.sleep(0)  # a model that never waits would go on to its end: this is where the task is cancelled
+                    await asyncio.sleep(
+                        0
+                    )  # a model that never waits would go on to its end: this is where the task is cancelled
     if usage is None:
         return 0, pieces, reason
     return usage.prompt_tokens, usage.completion_tokens, reason
