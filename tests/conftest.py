@@ -21,6 +21,12 @@ def _until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
+def pytest_collection_finish() -> None:
+    """Take what all the modules have imported out of the garbage collector's sight: there are many tests, and each collection would walk it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def until() -> Callable[..., bool]:
     return _until
