@@ -20,7 +20,7 @@ from tournant.engine.channel import Attempt
 from tournant.engine.chunk import Chunk
 from tournant.engine.lineage import Item
 from tournant.engine.pool_segment import PROCESS_SECONDS, PoolSegment
-from tournant.engine.scout import Scout
+from tournant.engine.scout import QUICK, Scout
 from tournant.errors import NotPicklable, TournantError
 from tournant.guards.finding import Finding
 from tournant.guards.gil import Scaling, gil_enabled
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Seconds of work, one after the other, that must be left for a move to pay: with processes at hand, and with processes to start.
 _WORTH_WARM, _WORTH_COLD = 0.01, 0.1
+#: Seconds of evidence that it takes to start processes.
+_SURE = 2 * QUICK
 #: Throughput that processes must promise over threads.
 _GAIN = 1.2
 #: Seconds that an item costs this process when it goes to another, besides its pickling.
@@ -216,6 +218,8 @@ class AutoSegment(PoolSegment):
                 self.run.loop.call_soon_threadsafe(self._stay, reason, scaling)
             return False
         warm = self.run.pool.idle_lanes("processes") > 0
+        if not warm and scaling.seconds < _SURE:
+            return True  # One long wait may be somebody else's, who imports or collects garbage; starting processes takes longer than to look again.
         if self._left(max(1.0, scaling.workers)) < (_WORTH_WARM if warm else _WORTH_COLD):
             return True
         # From here, and not from the loop: that waits for the lock like everybody else.

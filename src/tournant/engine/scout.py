@@ -175,6 +175,6 @@ class Scout:
                     told = True
                     self._free()
             elif self._found(scaling):
-                delay = _AGAIN
+                delay = _AGAIN if scaling.seconds > 2 * QUICK else _FIRST
             else:
                 return
